@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# Makes a fresh Debian or Ubuntu machine ready for devfleet. Safe to repeat; installs only what is missing.
+#
+#   deploy/setup.sh build    what building needs: a C compiler, protoc, git; checks the Rust toolchain
+#   deploy/setup.sh run      what running needs: git and a Docker engine that answers
+#   deploy/setup.sh test     both, and debootstrap for test images on a machine without a container registry
+set -euo pipefail
+
+readonly MODE="${1:-test}"
+readonly CARGO_LEAST="1.90"
+readonly ENGINE_API_LEAST="1.41"
+readonly ENGINE_LOG="/var/log/devfleet-dockerd.log"
+
+say() { printf 'setup: %s\n' "$*"; }
+die() {
+    printf 'setup: %s\n' "$1" >&2
+    shift
+    for line in "$@"; do printf '       %s\n' "$line" >&2; done
+    exit 1
+}
+
+# True when dotted version $1 is at least $2.
+at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+missing=()
+need() { # PROGRAM PACKAGE...
+    local program="$1"
+    shift
+    has "$program" || missing+=("$@")
+}
+
+collect_missing() {
+    need git git
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+    if [ "$MODE" = build ] || [ "$MODE" = test ]; then
+        need curl curl
+        need cc gcc libc6-dev
+        # Debian keeps the well-known types that our messages import in a package of their own.
+        need protoc protobuf-compiler libprotobuf-dev
+    fi
+    if [ "$MODE" = run ] || [ "$MODE" = test ]; then
+        # An engine elsewhere (DOCKER_HOST) still needs the client here.
+        need docker docker.io
+    fi
+    if [ "$MODE" = test ]; then
+        need debootstrap debootstrap
+        # Without Debian's keys debootstrap on another distribution would not check what it gets.
+        [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
+    fi
+}
+
+install_missing() {
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    has apt-get || die "missing: ${missing[*]}" \
+        "this machine has no apt-get (not Debian or Ubuntu): install these with its own package manager, then run this again"
+    [ "$(id -u)" -eq 0 ] || die "missing: ${missing[*]}" \
+        "run this as root, or install them yourself:" \
+        "    sudo apt-get update && sudo apt-get install -y --no-install-recommends ${missing[*]}"
+    say "installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq </dev/null || say "apt-get update had trouble; going on with the lists at hand"
+    # Newer releases ship the client apart from the engine.
+    if [[ " ${missing[*]} " == *" docker.io "* ]] && apt-cache show docker-cli >/dev/null 2>&1; then
+        missing+=(docker-cli)
+    fi
+    apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 "${missing[@]}" \
+        </dev/null >/dev/null ||
+        die "apt-get could not install ${missing[*]}" "run 'apt-get install ${missing[*]}' by hand to see why"
+}
+
+check_rust() {
+    export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+    has cargo || die "no Rust toolchain: devfleet needs cargo $CARGO_LEAST or newer" \
+        "install one with rustup, the Rust project's installer, open a new shell, and run this again"
+    local version
+    # The toolchain that the repository gets is what counts, so ask from its root.
+    version="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && cargo --version | awk '{print $2}')"
+    at_least "$version" "$CARGO_LEAST" || die "cargo $version is too old: devfleet needs $CARGO_LEAST or newer" \
+        "with rustup: rustup update stable"
+    say "cargo $version, $(protoc --version)"
+}
+
+engine_api() { timeout 15 docker version --format '{{.Server.APIVersion}}' 2>/dev/null </dev/null; }
+
+wait_for_engine() { # SECONDS
+    local end=$((SECONDS + $1))
+    while [ "$SECONDS" -lt "$end" ]; do
+        [ -n "$(engine_api || true)" ] && return 0
+        sleep 0.5
+    done
+    return 1
+}
+
+start_engine() {
+    if [ -n "${DOCKER_HOST:-}" ]; then
+        die "the Docker engine at DOCKER_HOST=$DOCKER_HOST does not answer" "start it there, or unset DOCKER_HOST"
+    fi
+    if [ "$(id -u)" -ne 0 ]; then
+        if [ -S /var/run/docker.sock ] && [ ! -w /var/run/docker.sock ]; then
+            die "$(id -un) may not use the Docker engine" \
+                "join its group and log in again: sudo usermod -aG docker $(id -un)"
+        fi
+        die "the Docker engine does not answer" "start it: sudo systemctl start docker   (or: sudo service docker start)"
+    fi
+    say "the Docker engine does not answer; starting it"
+    if [ -d /run/systemd/system ]; then
+        timeout 60 systemctl start docker </dev/null || true
+    elif [ -x /etc/init.d/docker ]; then
+        timeout 60 service docker start </dev/null >/dev/null 2>&1 || true
+    fi
+    wait_for_engine 20 && return 0
+    has dockerd || die "there is no Docker engine here: the client is installed, dockerd is not" \
+        "install one: apt-get install docker.io"
+    say "no service manager started it; running dockerd itself, log in $ENGINE_LOG"
+    setsid nohup dockerd >"$ENGINE_LOG" 2>&1 </dev/null &
+    wait_for_engine 30 || die "dockerd does not come up; the end of $ENGINE_LOG says:" \
+        "$(tail -n 3 "$ENGINE_LOG" 2>/dev/null)"
+}
+
+check_engine() {
+    [ -n "$(engine_api || true)" ] || start_engine
+    local api
+    api="$(engine_api)"
+    at_least "$api" "$ENGINE_API_LEAST" || die \
+        "the Docker engine is too old: it speaks API $api, devfleet needs $ENGINE_API_LEAST or newer (Docker 20.10)" \
+        "upgrade the engine, or point DOCKER_HOST at a newer one"
+    say "Docker engine answers, API $api"
+}
+
+case "$MODE" in
+build | run | test) ;;
+*) die "unknown mode '$MODE'" "usage: deploy/setup.sh build|run|test" ;;
+esac
+collect_missing
+install_missing
+[ "$MODE" = run ] || check_rust
+[ "$MODE" = build ] || check_engine
