@@ -1,0 +1,2 @@
+//! Starts the host daemon.
+fn main() {}

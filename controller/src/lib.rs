@@ -1,0 +1,27 @@
+//! The controller: takes jobs from people, derives environments, waits for approval, gives attempts to hosts, opens
+//! merge requests. `reconcile` is the heart; `api` is the door; `store` is the memory.
+
+pub mod config;
+pub mod project;
+pub mod secrets;
+
+pub mod store;
+
+pub mod identity;
+
+pub mod environment;
+pub mod forge;
+pub mod gates;
+pub mod publish;
+
+pub mod reconcile;
+pub mod retries;
+pub mod scheduler;
+
+pub mod logs;
+pub mod sessions;
+
+pub mod api;
+pub mod server;
+
+pub mod cli;

@@ -1,0 +1,1 @@
+//! Wire to vocabulary and back.

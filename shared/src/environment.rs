@@ -1,0 +1,124 @@
+//! What an environment is made of, as data.
+//!
+//! The controller derives it from a project's CI configuration, a person approves its digest, a host builds it.
+//! Nothing here is secret: variables are the ones that stand in the CI file.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::Digest;
+
+/// The environment of one job.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EnvironmentSpec {
+    /// The CI image by name, variables expanded: `registry.example.com/team/app:1.2`.
+    pub image: String,
+    /// Replaces the image's own entrypoint. `Some([])` and `Some([""])` mean none.
+    pub entrypoint: Option<Vec<String>>,
+    /// Replaces the image's own user.
+    pub user: Option<String>,
+    /// `linux/amd64` and the like; the engine's own when absent.
+    pub platform: Option<String>,
+    /// Service containers, in the order in which the CI file names them.
+    pub services: Vec<ServiceSpec>,
+    /// Variables for every step, as they stand in the CI file.
+    pub variables: BTreeMap<String, String>,
+    /// Directories that are worth keeping between jobs.
+    pub caches: Vec<CacheSpec>,
+    /// Shell lines that install dependencies (the CI's `before_script`). Run by the `setup` step.
+    pub setup: Vec<String>,
+    /// Shell lines that check the result (the CI job's `script`). Run by the `verify` step.
+    pub verify: Vec<String>,
+}
+
+/// One service container.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// The role in the container's name: the first alias, reduced to `[a-z0-9-]`, unique in the environment.
+    pub name: String,
+    /// The image by name.
+    pub image: String,
+    /// The names under which the steps reach it.
+    pub aliases: Vec<String>,
+    /// Replaces the image's own entrypoint.
+    pub entrypoint: Option<Vec<String>>,
+    /// Replaces the image's own command.
+    pub command: Option<Vec<String>>,
+    /// Variables for the service: the job's public ones and its own.
+    pub variables: BTreeMap<String, String>,
+}
+
+/// A directory that a package manager fills.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CacheSpec {
+    /// The path, relative to the workspace unless it is absolute.
+    pub path: String,
+    /// The cache key as written in the CI file, variables expanded.
+    pub key: String,
+    /// Files whose content keys the cache, relative to the workspace.
+    pub lock_files: Vec<String>,
+}
+
+/// What an image is made from, on top of the environment's CI image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// The Dockerfile. It declares `ARG DEVFLEET_USER`, which the host sets to the base image's own user.
+    pub dockerfile: String,
+    /// Files that the Dockerfile copies, taken from the host.
+    pub files: Vec<RecipeFile>,
+    /// `linux/amd64` and the like; the engine's own when empty.
+    pub platform: String,
+    /// Over all of the above. A host adds the base image's id and the builder's version to it for its cache key.
+    pub digest: Digest,
+}
+
+/// A file of the host that goes into an image: an agent's binary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecipeFile {
+    /// Its name in the build context.
+    pub name: String,
+    /// Where it lies on the host.
+    pub host_path: String,
+    /// What it must hold.
+    pub digest: Digest,
+}
+
+impl Recipe {
+    /// The version of the way in which hosts build recipes. Raising it makes every image be built anew.
+    pub const BUILDER_VERSION: &'static str = "1";
+
+    /// Makes a recipe and its digest.
+    pub fn new(dockerfile: String, files: Vec<RecipeFile>, platform: String) -> Self {
+        let mut parts: Vec<Vec<u8>> =
+            vec![Self::BUILDER_VERSION.into(), dockerfile.clone().into_bytes(), platform.clone().into_bytes()];
+        for file in &files {
+            parts.push(file.name.clone().into_bytes());
+            parts.push(file.digest.to_string().into_bytes());
+        }
+        let digest = Digest::over(parts.iter().map(Vec::as_slice));
+        Self { dockerfile, files, platform, digest }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_changed_input_changes_the_recipe_digest() {
+        let file = |content: &[u8]| RecipeFile {
+            name: "claude".into(),
+            host_path: "/opt/claude".into(),
+            digest: Digest::of(content),
+        };
+        let recipe = |text: &str, content: &[u8], platform: &str| {
+            Recipe::new(text.into(), vec![file(content)], platform.into()).digest
+        };
+        let base = recipe("FROM a", b"1", "");
+        assert_eq!(base, recipe("FROM a", b"1", ""));
+        assert_ne!(base, recipe("FROM b", b"1", ""));
+        assert_ne!(base, recipe("FROM a", b"2", ""));
+        assert_ne!(base, recipe("FROM a", b"1", "linux/arm64"));
+    }
+}

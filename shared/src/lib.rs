@@ -1,0 +1,21 @@
+//! The vocabulary of devfleet, in reading order: what is asked for, how it lives, what it is made of, and the few
+//! things that every program needs. No network, no store, no engine.
+
+pub mod id;
+pub mod job;
+
+pub mod attempt;
+
+pub mod assignment;
+pub mod environment;
+pub mod resources;
+
+pub mod mask;
+pub mod secret;
+
+pub mod backoff;
+pub mod clock;
+
+pub mod error;
+pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,1 @@
+//! Streaming masking of secrets in output.
