@@ -4,9 +4,22 @@
 #   deploy/setup.sh build    what building needs: a C compiler, protoc, git; checks the Rust toolchain
 #   deploy/setup.sh run      what running needs: git and a Docker engine that answers
 #   deploy/setup.sh test     both, and debootstrap for test images on a machine without a container registry
+#   deploy/setup.sh bench    all of that, and docker-compose to compare with
 set -euo pipefail
 
 readonly MODE="${1:-test}"
+building=no running=no imaging=no
+case "$MODE" in
+build) building=yes ;;
+run) running=yes ;;
+test | bench) building=yes running=yes imaging=yes ;;
+*)
+    printf 'setup: unknown mode %s\n       usage: deploy/setup.sh build|run|test|bench\n' "'$MODE'" >&2
+    exit 2
+    ;;
+esac
+# Where Debian keeps debootstrap and dockerd, which not everybody has on the PATH.
+PATH="$PATH:/usr/sbin:/sbin"
 readonly CARGO_LEAST="1.90"
 readonly ENGINE_API_LEAST="1.41"
 readonly ENGINE_LOG="/var/log/devfleet-dockerd.log"
@@ -34,21 +47,22 @@ need() { # PROGRAM PACKAGE...
 collect_missing() {
     need git git
     [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
-    if [ "$MODE" = build ] || [ "$MODE" = test ]; then
+    if [ "$building" = yes ]; then
         need curl curl
         need cc gcc libc6-dev
         # Debian keeps the well-known types that our messages import in a package of their own.
         need protoc protobuf-compiler libprotobuf-dev
     fi
-    if [ "$MODE" = run ] || [ "$MODE" = test ]; then
+    if [ "$running" = yes ]; then
         # An engine elsewhere (DOCKER_HOST) still needs the client here.
         need docker docker.io
     fi
-    if [ "$MODE" = test ]; then
+    if [ "$imaging" = yes ]; then
         need debootstrap debootstrap
         # Without Debian's keys debootstrap on another distribution would not check what it gets.
         [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
     fi
+    if [ "$MODE" = bench ]; then need docker-compose docker-compose; fi
 }
 
 install_missing() {
@@ -129,11 +143,7 @@ check_engine() {
     say "Docker engine answers, API $api"
 }
 
-case "$MODE" in
-build | run | test) ;;
-*) die "unknown mode '$MODE'" "usage: deploy/setup.sh build|run|test" ;;
-esac
 collect_missing
 install_missing
-[ "$MODE" = run ] || check_rust
-[ "$MODE" = build ] || check_engine
+[ "$building" = no ] || check_rust
+[ "$running" = no ] || check_engine

@@ -15,6 +15,7 @@ set -euo pipefail
 umask 022
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
+PATH="$PATH:/usr/sbin:/sbin"
 readonly PREFIX="devfleet-test"
 readonly ROOTFS="$PREFIX/rootfs:12"
 readonly SUITE="bookworm"

@@ -1,0 +1,1 @@
+"""Counts words over any number of texts, and keeps the counts in Redis."""
