@@ -1,0 +1,34 @@
+# A handful of goals; CI calls the same ones. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt bench setup images
+
+# A toolchain installed by rustup is found also where no shell profile was read.
+export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
+
+help: ## list the goals
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## one job from submission to merge request, on this machine, in a few minutes
+	deploy/demo/run.sh
+
+test: setup images ## every test: units, scenarios, contracts and end-to-end runs on real Docker
+	DEVFLEET_TEST_IMAGES=ready cargo test --workspace --no-fail-fast
+
+check: ## formatting and lints
+	deploy/setup.sh build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+fmt: ## format the code
+	cargo fmt --all
+
+bench: ## how fast environments come and go, against raw engine calls and docker-compose
+	deploy/setup.sh bench
+	deploy/images/build.sh base redis python
+	DEVFLEET_TEST_IMAGES=ready cargo bench -p devfleet-host
+
+setup: ## install what this machine lacks to build, run and test devfleet
+	deploy/setup.sh test
+
+images: setup ## make the test images; what is unchanged is skipped
+	deploy/images/build.sh
