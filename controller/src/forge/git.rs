@@ -288,7 +288,7 @@ fn check_address(address: &str) -> Result<(), &'static str> {
             Err("it must be an address or an absolute path")
         }
         Some("ssh") if user.is_some_and(|user| user.contains(':')) => Err("it holds a password; use a key"),
-        Some("http" | "https") if user.is_some() => Err("it holds a credential; name that in `forge.token` instead"),
+        Some("http" | "https") if user.is_some() => Err("it holds a credential; name that in `forge.password` instead"),
         Some("http" | "https" | "ssh" | "file") => Ok(()),
         Some(_) => Err("only https, http, ssh and file are used"),
         None if Path::new(address).is_absolute() => Ok(()),
