@@ -1,1 +1,4 @@
+//! The controller's integration tests: one binary, because each one links everything again.
 
+mod forge_contract;
+mod support;
