@@ -227,11 +227,11 @@ impl Jobs {
         Ok(self.store.get(&key).await?.map(|entry| decode(&key, &entry.value)).transpose()?)
     }
 
-    /// Gives a queued job to a host, as a new attempt. `false`: the job moved meanwhile, look again.
-    pub async fn assign(&self, job: &JobId, host: &HostId, attempt: AttemptId) -> Result<bool, JobError> {
+    /// Gives a queued job to a host, as a new attempt. `None`: the job moved meanwhile, look again.
+    pub async fn assign(&self, job: &JobId, host: &HostId, attempt: AttemptId) -> Result<Option<Revision>, JobError> {
         let mut seen = self.seen(job).await?;
         if seen.state.phase != JobPhase::Queued {
-            return Ok(false);
+            return Ok(None);
         }
         let now = self.clock.now();
         seen.state.attempts.push(AttemptRecord {
@@ -252,7 +252,10 @@ impl Jobs {
                 put(key::state(job), &seen.state)?,
             ],
         };
-        Ok(self.store.commit(transaction).await? != Commit::Conflict)
+        match self.store.commit(transaction).await? {
+            Commit::Done(revision) => Ok(Some(revision)),
+            Commit::Conflict => Ok(None),
+        }
     }
 
     /// Takes a host's report about its attempt. Repeated and late reports change nothing.
@@ -321,6 +324,14 @@ impl Jobs {
         let owner: Owner = decode(&key, &entry.value)?;
         let stands = owner.host == claim.host && owner.attempt == claim.attempt && entry.modified == claim.fence.0;
         Ok(stands.then_some(entry))
+    }
+
+    /// Says whether the attempt is or was this host's: its log is worth keeping even when another owns the job by now.
+    pub async fn had(&self, claim: &Claim) -> Result<bool, JobError> {
+        let key = key::state(&claim.job);
+        let Some(entry) = self.store.get(&key).await? else { return Ok(false) };
+        let state: JobState = decode(&key, &entry.value)?;
+        Ok(state.attempts.iter().any(|attempt| attempt.id == claim.attempt && attempt.host == claim.host))
     }
 
     async fn change(

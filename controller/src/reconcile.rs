@@ -143,8 +143,13 @@ impl Reconciler {
         for (job, host) in &plan.assign {
             let attempt = AttemptId::random();
             match self.jobs.assign(job, host, attempt.clone()).await {
-                Ok(true) => info!(%job, %host, %attempt, "job assigned"),
-                Ok(false) => {}
+                Ok(Some(revision)) => {
+                    info!(%job, %host, %attempt, "job assigned");
+                    // The next plan must see this start, or it would hand out the same room twice.
+                    let seen = |records: &Records| records.job(job).filter(|job| job.state_revision >= revision);
+                    drop(self.view.until(seen).await);
+                }
+                Ok(None) => {}
                 Err(error) => warn!(%job, %host, error = %Chain(&error), "the job could not be assigned"),
             }
         }
