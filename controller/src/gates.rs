@@ -89,7 +89,8 @@ impl Gates {
                 };
                 let pause = FORGE_PACE.pause(job.state.tries + 1, Backoff::jitter()).max(asked.unwrap_or_default());
                 warn!(job = %id, error = %Chain(&error), "the forge does not answer, trying later");
-                self.jobs.try_later(id, &JobPhase::Planning, &Chain(&error).to_string(), pause).await
+                let trouble = Chain(&error).to_string();
+                self.jobs.try_later(id, &JobPhase::Planning, &trouble, pause).await
             }
             Err(error) => {
                 let reason = match error {
@@ -98,7 +99,8 @@ impl Gates {
                     GateError::Derivation(_) | GateError::Agent(_) => FailureReason::Derivation,
                     GateError::Encode(_) => FailureReason::Internal,
                 };
-                self.fail(job, reason, Chain(&error).to_string()).await
+                let message = Chain(&error).to_string();
+                self.fail(job, reason, message).await
             }
         }
     }

@@ -65,7 +65,8 @@ impl Publisher {
                 };
                 let pause = PACE.pause(job.state.tries + 1, Backoff::jitter()).max(asked);
                 warn!(job = %id, error = %Chain(&error), "the merge request cannot be opened yet");
-                self.jobs.try_later(id, &JobPhase::Publishing, &Chain(&error).to_string(), pause).await
+                let trouble = Chain(&error).to_string();
+                self.jobs.try_later(id, &JobPhase::Publishing, &trouble, pause).await
             }
             Err(PublishError::Job(error)) => Err(error),
             Err(error) => {
@@ -90,6 +91,7 @@ impl Publisher {
             task: &job.spec.task,
             plan: &job.spec.plan,
             verification: checked.ran.then_some(VerificationFacts {
+                ran: true,
                 passed: checked.passed,
                 seconds: checked.seconds,
                 output_tail: &checked.output_tail,

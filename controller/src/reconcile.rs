@@ -169,7 +169,7 @@ async fn errand(gates: Gates, publisher: Publisher, job: JobRecords, project: Op
         Err(JobError::Refused(refused)) => info!(job = %job.spec.id, %refused, "the job moved meanwhile"),
         Err(error) => warn!(job = %job.spec.id, error = %Chain(&error), "the job could not be moved"),
     }
-    job.spec.id
+    job.spec.id.clone()
 }
 
 fn queued(job: &JobRecords) -> QueuedJob {

@@ -157,7 +157,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         clock: clock.clone(),
         waiting,
     };
-    let jobs_service = Arc::new(JobsService {
+    let jobs_service = JobsService {
         store: store.clone(),
         view: view.clone(),
         jobs: jobs.clone(),
@@ -167,8 +167,8 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         artifacts: artifacts.clone(),
         waiting: waits,
         clock: clock.clone(),
-    });
-    let fleet_service = Arc::new(FleetService {
+    };
+    let fleet_service = FleetService {
         store: store.clone(),
         view: view.clone(),
         sessions: sessions.clone(),
@@ -176,15 +176,15 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         authority: authority.clone(),
         forges: forges.clone(),
         clock,
-    });
-    let session_service = Arc::new(SessionService {
+    };
+    let session_service = SessionService {
         parts: SessionParts { view: view.clone(), jobs, sessions },
         forges,
         logs,
         artifacts,
         shutdown: shutdown.clone(),
         tasks: tasks.clone(),
-    });
+    };
     let services = Services { jobs: jobs_service, fleet: fleet_service, session: session_service, tokens: tokens.clone() };
 
     tasks.spawn(view.clone().follow(store, shutdown.clone()));
@@ -214,9 +214,9 @@ pub async fn bootstrap(running: &Running, path: &Path) -> Result<(), StartError>
 }
 
 struct Services {
-    jobs: Arc<JobsService>,
-    fleet: Arc<FleetService>,
-    session: Arc<SessionService>,
+    jobs: JobsService,
+    fleet: FleetService,
+    session: SessionService,
     tokens: Tokens,
 }
 
@@ -247,7 +247,7 @@ impl Services {
             .add_service(FleetServer::new(self.fleet).max_decoding_message_size(limit).max_encoding_message_size(limit))
             .add_service(SessionServer::new(self.session).max_decoding_message_size(limit).max_encoding_message_size(limit));
         Ok(async move {
-            health.set_serving::<JobsServer<Arc<JobsService>>>().await;
+            health.set_serving::<JobsServer<JobsService>>().await;
             let stop = shutdown.clone();
             let serving = router.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled_owned());
             tokio::pin!(serving);

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use devfleet_shared::error::Chain;
+use devfleet_shared::id::HostId;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -134,7 +135,8 @@ where
         let tokens = self.tokens.clone();
         Box::pin(async move {
             let path = request.uri().path().to_owned();
-            let caller = match identify(&tokens, &request).await {
+            let shown = request.headers().get(http::header::AUTHORIZATION).cloned();
+            let caller = match identify(&tokens, shown, peer_host(request.extensions())).await {
                 Ok(caller) => caller,
                 Err(status) => return Ok(status.into_http()),
             };
@@ -148,15 +150,15 @@ where
     }
 }
 
-async fn identify(tokens: &Tokens, request: &http::Request<Body>) -> Result<Caller, Status> {
-    if let Some(header) = request.headers().get(http::header::AUTHORIZATION) {
+async fn identify(tokens: &Tokens, shown: Option<http::HeaderValue>, host: Option<HostId>) -> Result<Caller, Status> {
+    if let Some(header) = shown {
         let malformed = || {
             refusal(Code::Unauthenticated, "MALFORMED_TOKEN", "the authorization must be `Bearer` and a token")
         };
         let token = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).ok_or_else(malformed)?;
         return tokens.authenticate(token).await.map_err(|error| unauthenticated(&error));
     }
-    Ok(peer_host(request.extensions()).map_or(Caller::Nobody, Caller::Host))
+    Ok(host.map_or(Caller::Nobody, Caller::Host))
 }
 
 fn unauthenticated(error: &Unauthenticated) -> Status {

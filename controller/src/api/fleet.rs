@@ -22,7 +22,8 @@ use crate::view::View;
 const JOIN_TIME: Duration = Duration::from_secs(15 * 60);
 const JOIN_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// The service.
+/// The service. Cheap to clone.
+#[derive(Clone)]
 pub struct FleetService {
     /// Where hosts are written.
     pub store: SharedStore,
@@ -41,7 +42,7 @@ pub struct FleetService {
 }
 
 #[tonic::async_trait]
-impl fleet_server::Fleet for Arc<FleetService> {
+impl fleet_server::Fleet for FleetService {
     async fn who_am_i(&self, request: Request<v1::WhoAmIRequest>) -> Result<Response<v1::WhoAmIResponse>, Status> {
         match caller(&request) {
             Caller::Person { name, role } => Ok(Response::new(v1::WhoAmIResponse { name, role: role.to_string() })),

@@ -35,7 +35,8 @@ const HOLD_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long a submission waits for the forge before the job is accepted without having seen its branch.
 const BRANCH_CHECK_TIME: Duration = Duration::from_secs(8);
 
-/// The service.
+/// The service. Cheap to clone.
+#[derive(Clone)]
 pub struct JobsService {
     /// Where projects are written.
     pub store: SharedStore,
@@ -61,7 +62,7 @@ type JobStream = Pin<Box<dyn Stream<Item = Result<v1::Job, Status>> + Send>>;
 type LogStream = Pin<Box<dyn Stream<Item = Result<v1::LogRecord, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl jobs_server::Jobs for Arc<JobsService> {
+impl jobs_server::Jobs for JobsService {
     type WatchJobStream = JobStream;
     type ReadLogsStream = LogStream;
 
@@ -339,7 +340,7 @@ impl JobsService {
 }
 
 /// Sends the job whenever what people see of it changed, until it has ended.
-async fn watch_job(service: Arc<JobsService>, id: JobId, sender: mpsc::Sender<Result<v1::Job, Status>>) {
+async fn watch_job(service: JobsService, id: JobId, sender: mpsc::Sender<Result<v1::Job, Status>>) {
     let mut changed = service.view.changed();
     let mut waiting = service.waiting.clone();
     let mut last = None;
@@ -369,7 +370,7 @@ async fn watch_job(service: Arc<JobsService>, id: JobId, sender: mpsc::Sender<Re
 
 /// Sends the logs of one attempt or all, oldest first; with `follow` until the job has ended and all logs are complete.
 async fn send_logs(
-    service: Arc<JobsService>,
+    service: JobsService,
     id: JobId,
     only: Option<AttemptId>,
     follow: bool,

@@ -1,7 +1,6 @@
 //! The `Session` service: what hosts call. Each effect is checked against the fence where it takes effect.
 
 use std::pin::Pin;
-use std::sync::Arc;
 
 use devfleet_proto::v1::host_message::Kind;
 use devfleet_proto::v1::{self, session_server};
@@ -18,7 +17,7 @@ use tracing::{info, warn};
 use super::{forge_status, host, invalid, invalid_id, job_status, refusal};
 use crate::artifacts::{Artifacts, DIFF_BYTES};
 use crate::forges::{Forges, OpenForgeError};
-use crate::jobs::{Claim, Jobs};
+use crate::jobs::Claim;
 use crate::logs::{JobLogs, LogError};
 use crate::project::ProjectConfig;
 use crate::secrets;
@@ -26,7 +25,8 @@ use crate::sessions::stream::{Session, SessionParts};
 use crate::store::records::{PublishRecord, Verification};
 use crate::view::View;
 
-/// The service.
+/// The service. Cheap to clone.
+#[derive(Clone)]
 pub struct SessionService {
     /// What sessions work with.
     pub parts: SessionParts,
@@ -46,7 +46,7 @@ type Down = Pin<Box<dyn Stream<Item = Result<v1::ControllerMessage, Status>> + S
 type Acks = Pin<Box<dyn Stream<Item = Result<v1::LogAck, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl session_server::Session for Arc<SessionService> {
+impl session_server::Session for SessionService {
     type OpenStream = Down;
     type PushLogsStream = Acks;
 
