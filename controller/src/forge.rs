@@ -5,6 +5,7 @@
 
 pub mod git;
 pub mod gitlab;
+mod includes;
 pub mod memory;
 pub mod text;
 
