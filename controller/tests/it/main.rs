@@ -1,1 +1,6 @@
+//! The controller's integration tests: one binary, because each one links everything again.
 
+mod forge_contract;
+mod store_contract;
+mod store_crash;
+mod support;
