@@ -124,10 +124,16 @@ impl Reader {
                     self.done = record.channel() == Channel::End;
                     return Ok(Some(record));
                 }
-                Next::Partial => self.done = !self.fill().await?,
+                Next::Partial => {
+                    self.done = !self.fill().await?;
+                    if self.done && self.tip.as_ref().is_some_and(|tip| tip.borrow().closed) {
+                        return Ok(Some(self.cut("the log ends here: its host was lost, or it is longer than is kept")));
+                    }
+                }
                 Next::Broken => {
                     self.done = true;
-                    return Ok(Some(self.unreadable()));
+                    let text = "the rest of this log cannot be read: it was damaged on the controller's disk";
+                    return Ok(Some(self.cut(text)));
                 }
             }
         }
@@ -176,11 +182,11 @@ impl Reader {
         Ok((tip, path))
     }
 
-    fn unreadable(&self) -> LogRecord {
+    fn cut(&self, text: &str) -> LogRecord {
         LogRecord {
             source: "devfleet".to_owned(),
             channel: Channel::Cut.into(),
-            data: b"the rest of this log cannot be read: it was damaged on the controller's disk".to_vec(),
+            data: text.as_bytes().to_vec(),
             attempt: self.attempt.to_string(),
             ..LogRecord::default()
         }
