@@ -1,5 +1,7 @@
-//! Tests of the controller from outside.
+//! The controller's integration tests: one binary, because each one links everything again.
 
+mod forge_contract;
 mod identity;
 mod store_contract;
 mod store_crash;
+mod support;
