@@ -377,7 +377,8 @@ mod tests {
             assert!(matches!(refused, Unauthenticated::Unknown), "{refused:?}");
         }
         let cut = &text.expose()[..20];
-        for malformed in ["", "hello", cut, join.expose(), "dft__", "dft_../../x_ab", &format!("{}_00", text.expose())] {
+        for malformed in ["", "hello", cut, join.expose(), "dft__", "dft_../../x_ab", &format!("{}_00", text.expose())]
+        {
             let refused = tokens.authenticate(malformed).await.expect_err("malformed");
             assert!(matches!(refused, Unauthenticated::Malformed), "{malformed:?}: {refused:?}");
         }

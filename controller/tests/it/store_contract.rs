@@ -332,7 +332,8 @@ async fn a_lease_that_ends_takes_its_keys_along(store: &SharedStore) {
 }
 
 async fn a_lease_kept_alive_stays(store: &SharedStore) {
-    let (kept, left) = tokio::join!(store.grant_lease(Duration::from_secs(2)), store.grant_lease(Duration::from_secs(2)));
+    let (kept, left) =
+        tokio::join!(store.grant_lease(Duration::from_secs(2)), store.grant_lease(Duration::from_secs(2)));
     let (kept, left) = (kept.expect("lease"), left.expect("lease"));
     assert_ne!(kept, left);
     commit(store, vec![], vec![leased("alive/kept", kept), leased("alive/left", left)]).await;

@@ -139,8 +139,7 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
 
         let store = open(&path).expect("a killed process leaves a good store");
         let snapshot = store.range("").await.expect("range");
-        let found: BTreeMap<_, _> =
-            snapshot.entries.iter().map(|entry| (entry.key.as_str(), entry.modified)).collect();
+        let found: BTreeMap<_, _> = snapshot.entries.iter().map(|entry| (entry.key.as_str(), entry.modified)).collect();
         for (key, revision) in &acknowledged {
             assert_eq!(found.get(key.as_str()), Some(revision), "round {round}: {key}");
         }
