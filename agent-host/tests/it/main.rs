@@ -1,1 +1,3 @@
+//! Tests of the host daemon that run it against real or scripted surroundings.
 
+mod engine_contract;
