@@ -1,1 +1,5 @@
+//! The host daemon's integration tests: one binary, because each one links everything again.
 
+mod mirror;
+mod output;
+mod shipping;

@@ -1,0 +1,1 @@
+//! Shipping to a controller that dies, forgets, refuses and damages.
