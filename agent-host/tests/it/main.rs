@@ -1,3 +1,6 @@
-//! Tests of the host daemon that run it against real or scripted surroundings.
+//! The host daemon's integration tests: one binary, because each one links everything again.
 
 mod engine_contract;
+mod mirror;
+mod output;
+mod shipping;

@@ -3,6 +3,7 @@
 mod e2e;
 mod forge_contract;
 mod identity;
+mod logs;
 mod store_contract;
 mod store_crash;
 mod support;
