@@ -98,10 +98,11 @@ check_rust() {
 
 engine_api() { timeout 15 docker version --format '{{.Server.APIVersion}}' 2>/dev/null </dev/null; }
 
-wait_for_engine() { # SECONDS
+wait_for_engine() { # SECONDS [PID: no use in waiting when it is gone]
     local end=$((SECONDS + $1))
     while [ "$SECONDS" -lt "$end" ]; do
         [ -n "$(engine_api || true)" ] && return 0
+        [ -z "${2:-}" ] || kill -0 "$2" 2>/dev/null || return 1
         sleep 0.5
     done
     return 1
@@ -120,16 +121,15 @@ start_engine() {
     fi
     say "the Docker engine does not answer; starting it"
     if [ -d /run/systemd/system ]; then
-        timeout 60 systemctl start docker </dev/null || true
+        timeout 60 systemctl start docker </dev/null && wait_for_engine 20 && return 0
     elif [ -x /etc/init.d/docker ]; then
-        timeout 60 service docker start </dev/null >/dev/null 2>&1 || true
+        timeout 60 service docker start </dev/null >/dev/null 2>&1 && wait_for_engine 20 && return 0
     fi
-    wait_for_engine 20 && return 0
     has dockerd || die "there is no Docker engine here: the client is installed, dockerd is not" \
         "install one: apt-get install docker.io"
     say "no service manager started it; running dockerd itself, log in $ENGINE_LOG"
     setsid nohup dockerd >"$ENGINE_LOG" 2>&1 </dev/null &
-    wait_for_engine 30 || die "dockerd does not come up; the end of $ENGINE_LOG says:" \
+    wait_for_engine 30 "$!" || die "dockerd does not come up; the end of $ENGINE_LOG says:" \
         "$(tail -n 3 "$ENGINE_LOG" 2>/dev/null)"
 }
 

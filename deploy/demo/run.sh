@@ -128,7 +128,7 @@ start() {
     "$DEVFLEET" up --data-dir "$DATA" >"$UP_LOG" 2>&1 </dev/null &
     up_pid=$!
     echo "$up_pid" >"$STATE/up.pid"
-    await 60 "a ready host" '"?ready"?' devfleet hosts list --output json
+    await 60 "a ready host" '"ready"(: *true|[^:]|$)' devfleet hosts list --output json
     show devfleet hosts list
 }
 
@@ -164,10 +164,14 @@ title "Setting up"
 refuse_second_demo
 deploy/setup.sh test
 export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
-cargo build --bins
-deploy/images/build.sh python redis
 rm -rf "$STATE"
 mkdir -p "$STATE"
+# The images are made while the code compiles: one waits for the network, the other for the processor.
+deploy/images/build.sh python redis >"$STATE/images.log" 2>&1 </dev/null &
+images_pid=$!
+cargo build --bins
+wait "$images_pid" || die "the images could not be made:" "$(cat "$STATE/images.log")"
+cat "$STATE/images.log"
 make_repository
 choose_agent
 write_project_file

@@ -9,6 +9,7 @@ pub mod attempt;
 pub mod assignment;
 pub mod environment;
 pub mod resources;
+pub mod units;
 
 pub mod mask;
 pub mod secret;
