@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use devfleet_shared::units::Span;
 use serde::Deserialize;
 
 /// What `host.toml` says.
@@ -31,8 +32,8 @@ pub struct Config {
     pub slots: u32,
     /// How old an object that nobody owns must be before the sweeper removes it: at least `1s`; `10m` and `2h` are
     /// written so.
-    #[serde(default = "default_protection_window", deserialize_with = "span")]
-    pub protection_window: Duration,
+    #[serde(default = "default_protection_window")]
+    pub protection_window: Span,
     /// A file with the join token, for the first start. Deleted once the host has joined. The variable
     /// `DEVFLEET_JOIN_TOKEN` comes before it.
     #[serde(default)]
@@ -126,8 +127,8 @@ impl Config {
         if !(1..=1000).contains(&self.slots) {
             return bad("slots", &self.slots, "write a number from 1 to 1000");
         }
-        if self.protection_window < Duration::from_secs(1) {
-            return bad("protection_window", &self.protection_window, "write at least \"1s\"; \"10m\" is the default");
+        if self.protection_window < Span(Duration::from_secs(1)) {
+            return bad("protection_window", &self.protection_window.0, "write at least \"1s\"; \"10m\" is the default");
         }
         Ok(())
     }
@@ -149,8 +150,8 @@ fn default_slots() -> u32 {
     10
 }
 
-fn default_protection_window() -> Duration {
-    Duration::from_secs(600)
+fn default_protection_window() -> Span {
+    Span(Duration::from_secs(600))
 }
 
 fn is_controller(text: &str) -> bool {
@@ -173,24 +174,6 @@ fn is_pool(text: &str) -> bool {
     (8..=26).contains(&bits) && u32::from(address).trailing_zeros() >= 32 - bits
 }
 
-fn span<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    parse_span(&text)
-        .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no time span: write \"90s\", \"10m\" or \"2h\"")))
-}
-
-fn parse_span(text: &str) -> Option<Duration> {
-    let unit = text.chars().last()?;
-    let number: u64 = text[..text.len() - unit.len_utf8()].parse().ok()?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3_600,
-        _ => return None,
-    };
-    number.checked_mul(seconds).map(Duration::from_secs)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,7 +188,7 @@ mod tests {
         assert_eq!(config.controller, "https://127.0.0.1:7443");
         assert_eq!(config.network_pool, "10.213.0.0/16");
         assert_eq!(config.slots, 10);
-        assert_eq!(config.protection_window, Duration::from_secs(600));
+        assert_eq!(config.protection_window, Span(Duration::from_secs(600)));
     }
 
     #[test]
@@ -226,7 +209,7 @@ mod tests {
             ("data_dir = \"/d\"\nname = \"a\"\nnetwork_pool = \"10.213.0.0/30\"", "network_pool", "8 to 26"),
             ("data_dir = \"/d\"\nname = \"a\"\nslots = 0", "slots", "1 to 1000"),
             ("data_dir = \"/d\"\nname = \"a\"\nprotection_window = \"0s\"", "protection_window", "1s"),
-            ("data_dir = \"/d\"\nname = \"a\"\nprotection_window = \"soon\"", "line 3", "10m"),
+            ("data_dir = \"/d\"\nname = \"a\"\nprotection_window = \"soon\"", "line 3", "15m"),
         ];
         for (text, key, advice) in table {
             let refused = parse(text).expect_err(text);
