@@ -373,14 +373,15 @@ pub trait Engine: Send + Sync + 'static {
     async fn pull(&self, reference: &str, platform: &str, login: Option<&RegistryCredential>) -> Result<ImageFacts, EngineError>;
     /// Builds an image; what the builder prints goes to `progress`, a line at a time.
     async fn build(&self, build: &ImageBuild, progress: &(dyn Fn(&str) + Send + Sync)) -> Result<ImageFacts, EngineError>;
-    /// Makes a network. One of that name with the same addresses is already so.
+    /// Makes a network. One of that name is already so, whatever its addresses.
     async fn ensure_network(&self, network: &NetworkSpec) -> Result<(), EngineError>;
     /// Makes a named volume.
     async fn ensure_volume(&self, name: &str, labels: &Labels) -> Result<(), EngineError>;
     /// Makes a container without starting it. One of that name is already so.
     async fn ensure_container(&self, container: &ContainerSpec) -> Result<(), EngineError>;
     /// Starts a made container. With `input` it attaches first, writes these bytes to the first process and closes its
-    /// input; with `attach` it returns the output. The bytes may be secret and leave no trace.
+    /// input; with `attach` it returns the output. The bytes may be secret and leave no trace. A container that was
+    /// started before is already so, even if it has ended: nothing is written to it and it is not run again.
     async fn start(&self, name: &str, input: Option<&[u8]>, attach: bool) -> Result<Attached, EngineError>;
     /// Says what a container is doing; `None` if there is none.
     async fn state(&self, name: &str) -> Result<Option<ContainerState>, EngineError>;

@@ -1,1 +1,1 @@
-//! Part of the host daemon.
+//! Docker.
