@@ -261,7 +261,9 @@ pub enum EngineError {
         detail: String,
     },
     /// The engine is older than we can work with.
-    #[error("use container engine {version} (API {api}): it is too old, API {needed} is needed (Docker 20.10 or newer)")]
+    #[error(
+        "use container engine {version} (API {api}): it is too old, API {needed} is needed (Docker 20.10 or newer)"
+    )]
     TooOld {
         /// Its version.
         version: String,
@@ -305,7 +307,9 @@ pub enum EngineError {
         detail: String,
     },
     /// No room left.
-    #[error("{action}: no space left on the engine's disk ({detail}); free some, for example with `docker system df` and `devfleet sweep`")]
+    #[error(
+        "{action}: no space left on the engine's disk ({detail}); free some, for example with `docker system df` and `devfleet sweep`"
+    )]
     DiskFull {
         /// What was tried.
         action: String,
@@ -370,9 +374,18 @@ pub trait Engine: Send + Sync + 'static {
     /// Looks for an image that is here.
     async fn image(&self, reference: &str) -> Result<Option<ImageFacts>, EngineError>;
     /// Pulls an image from its registry.
-    async fn pull(&self, reference: &str, platform: &str, login: Option<&RegistryCredential>) -> Result<ImageFacts, EngineError>;
+    async fn pull(
+        &self,
+        reference: &str,
+        platform: &str,
+        login: Option<&RegistryCredential>,
+    ) -> Result<ImageFacts, EngineError>;
     /// Builds an image; what the builder prints goes to `progress`, a line at a time.
-    async fn build(&self, build: &ImageBuild, progress: &(dyn Fn(&str) + Send + Sync)) -> Result<ImageFacts, EngineError>;
+    async fn build(
+        &self,
+        build: &ImageBuild,
+        progress: &(dyn Fn(&str) + Send + Sync),
+    ) -> Result<ImageFacts, EngineError>;
     /// Makes a network. One of that name is already so, whatever its addresses.
     async fn ensure_network(&self, network: &NetworkSpec) -> Result<(), EngineError>;
     /// Makes a named volume.

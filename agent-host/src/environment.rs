@@ -77,7 +77,9 @@ pub enum EnvironmentError {
         source: std::io::Error,
     },
     /// Every address of the pool is taken.
-    #[error("find free addresses for a network: all of {pool} are in use; widen `network_pool` or run `devfleet sweep`")]
+    #[error(
+        "find free addresses for a network: all of {pool} are in use; widen `network_pool` or run `devfleet sweep`"
+    )]
     NoAddresses {
         /// The pool.
         pool: String,
@@ -114,7 +116,9 @@ pub enum EnvironmentError {
         service: String,
     },
     /// A step's script is longer than a program's argument may be.
-    #[error("make step {step}: its script has {length} bytes, {limit} are allowed; put it into a file of the repository")]
+    #[error(
+        "make step {step}: its script has {length} bytes, {limit} are allowed; put it into a file of the repository"
+    )]
     ScriptTooLong {
         /// The step.
         step: &'static str,

@@ -44,7 +44,9 @@ pub enum ImageError {
         why: &'static str,
     },
     /// A file that goes into the image is not there.
-    #[error("read {path} for the image's file {name}: install it on this host, or correct the path in the controller's configuration")]
+    #[error(
+        "read {path} for the image's file {name}: install it on this host, or correct the path in the controller's configuration"
+    )]
     File {
         /// Its name in the image's recipe.
         name: String,
@@ -267,9 +269,7 @@ async fn check_files(files: Vec<RecipeFile>) -> Result<Vec<(String, PathBuf)>, I
 fn check_file(file: RecipeFile) -> Result<(String, PathBuf), ImageError> {
     match file_digest(&file.host_path) {
         Ok(found) if found == file.digest => Ok((file.name, file.host_path.into())),
-        Ok(found) => {
-            Err(ImageError::FileChanged { name: file.name, path: file.host_path, wanted: file.digest, found })
-        }
+        Ok(found) => Err(ImageError::FileChanged { name: file.name, path: file.host_path, wanted: file.digest, found }),
         Err(source) => Err(ImageError::File { name: file.name, path: file.host_path, source }),
     }
 }
@@ -313,12 +313,14 @@ mod tests {
 
     #[test]
     fn build_failures_that_a_person_can_act_on_are_told_apart() {
-        let reason = |detail: &str| {
-            build_error("x", EngineError::Build { tag: "t".into(), detail: detail.into() }).reason()
-        };
+        let reason =
+            |detail: &str| build_error("x", EngineError::Build { tag: "t".into(), detail: detail.into() }).reason();
         assert_eq!(reason("The command '/bin/sh -c :' returned a non-zero code: 42"), FailureReason::ImageUnusable);
         assert_eq!(reason("exec: \"/bin/sh\": stat /bin/sh: no such file or directory"), FailureReason::ImageUnusable);
-        assert_eq!(reason("standard_init_linux.go:228: exec user process caused: exec format error"), FailureReason::ImageUnusable);
+        assert_eq!(
+            reason("standard_init_linux.go:228: exec user process caused: exec format error"),
+            FailureReason::ImageUnusable
+        );
         assert_eq!(reason("returned a non-zero code: 100"), FailureReason::ImageBuild);
     }
 

@@ -122,7 +122,12 @@ impl Devbox<'_> {
                     self.running_address(service, name).await?;
                     let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
                     let log = self.log_tail(name).await;
-                    return Err(EnvironmentError::ServiceNotReady { service: service.name.clone(), ports, waited, log });
+                    return Err(EnvironmentError::ServiceNotReady {
+                        service: service.name.clone(),
+                        ports,
+                        waited,
+                        log,
+                    });
                 }
                 tokio::time::sleep(PAUSE).await;
             }

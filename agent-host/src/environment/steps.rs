@@ -20,7 +20,8 @@ use crate::engine::{ContainerSpec, ImageFacts, Mount, ObjectKind};
 /// The first process of every step; see the file.
 const ENTRY: &str = include_str!("../entry.sh");
 /// Runs a script with bash where there is one, as CI runners do, else with sh; stops at the first failing command.
-const SHELL: &str = r#"if command -v bash >/dev/null 2>&1; then exec bash -e -o pipefail -c "$1"; fi; exec sh -e -c "$1""#;
+const SHELL: &str =
+    r#"if command -v bash >/dev/null 2>&1; then exec bash -e -o pipefail -c "$1"; fi; exec sh -e -c "$1""#;
 /// Waits, at no cost, until it is told to end.
 const WAIT: &str = r#"trap 'exit 0' TERM INT; while :; do sleep 3600 & wait "$!"; done"#;
 /// Where the mirror is mounted.
@@ -70,9 +71,7 @@ impl Devbox<'_> {
         spec.network = command.network.then(|| self.network_name());
         spec.keep_output = command.keep_output;
         spec.stdin = true;
-        spec.mounts.extend(
-            command.mirror.map(|source| Mount::ReadOnlyDirectory { source, target: MIRROR.into() }),
-        );
+        spec.mounts.extend(command.mirror.map(|source| Mount::ReadOnlyDirectory { source, target: MIRROR.into() }));
         self.make_container(spec).await
     }
 
@@ -306,7 +305,8 @@ mod tests {
     #[test]
     fn names_that_bash_owns_do_not_end_the_shell() {
         for shell in shells() {
-            let packed = frame(&variables(&[("EUID", "7"), ("UID", "7"), ("PPID", "7"), ("Z", "last")])).expect("a frame");
+            let packed =
+                frame(&variables(&[("EUID", "7"), ("UID", "7"), ("PPID", "7"), ("Z", "last")])).expect("a frame");
             let output = run(&shell, &packed, &["sh", "-c", "printf %s \"$Z\""]);
             assert_eq!(String::from_utf8_lossy(&output.stdout), "last", "{shell:?}: {output:?}");
         }
@@ -328,7 +328,11 @@ mod tests {
     #[test]
     fn the_script_runs_with_bash_where_there_is_one_and_stops_at_the_first_failure() {
         let run = |path: &str, script: &str| {
-            Command::new("/bin/sh").args(["-c", SHELL, "devfleet-step", script]).env("PATH", path).output().expect("a shell")
+            Command::new("/bin/sh")
+                .args(["-c", SHELL, "devfleet-step", script])
+                .env("PATH", path)
+                .output()
+                .expect("a shell")
         };
         let path = std::env::var("PATH").expect("a path");
         let output = run(&path, "echo ${BASH_VERSION:+bash}; false | true; echo unreached");
