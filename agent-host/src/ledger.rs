@@ -203,6 +203,14 @@ impl Ledger {
         Ok(found)
     }
 
+    /// Removes a damaged ledger: the controller knows that its attempt is lost.
+    pub fn discard_damaged(dir: &Path, attempt: &AttemptId) {
+        let path = dir.join(format!("{attempt}.{DAMAGED}"));
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::warn!(path = %path.display(), %error, "damaged ledger not removed");
+        }
+    }
+
     /// Writes one entry; it is on the disk when this returns.
     pub fn append(&self, entry: Entry) -> Result<(), LedgerError> {
         let disk = |source| LedgerError::Disk { action: "write", path: self.path.clone(), source };
@@ -278,6 +286,14 @@ impl History {
             _ => None,
         })
         .unwrap_or(0)
+    }
+
+    /// Returns the name of the step's newest container.
+    pub fn container(&self, step: Step) -> Option<&str> {
+        self.last(|entry| match entry {
+            Entry::StepMade { step: made, container, .. } if *made == step => Some(container.as_str()),
+            _ => None,
+        })
     }
 
     /// Returns when this container's command began to run, if it did.
