@@ -33,7 +33,7 @@ struct Kind<'a> {
 
 /// Reads the standard output of one run, in pieces of any size.
 #[derive(Debug, Default)]
-pub struct Reader {
+pub(super) struct Reader {
     line: Vec<u8>,
     too_long: bool,
     outcome: Option<Outcome>,
@@ -41,7 +41,7 @@ pub struct Reader {
 
 impl Reader {
     /// Takes the next piece.
-    pub fn push(&mut self, piece: &[u8]) {
+    pub(super) fn push(&mut self, piece: &[u8]) {
         let mut rest = piece;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             self.extend(&rest[..end]);
@@ -52,7 +52,7 @@ impl Reader {
     }
 
     /// Says what is wrong with the run, in a sentence; `None`: it succeeded.
-    pub fn complaint(mut self, status: i64) -> Option<String> {
+    pub(super) fn complaint(mut self, status: i64) -> Option<String> {
         self.end_line();
         let Some(outcome) = self.outcome else {
             return Some(format!("Claude Code ended with status {status} and without a result"));

@@ -14,13 +14,13 @@ use crate::engine::ContainerState;
 use crate::ledger::History;
 
 /// The status with which the entry script says that its variables did not arrive: the command never ran.
-pub const NO_FRAME: i64 = 125;
+pub(super) const NO_FRAME: i64 = 125;
 /// The status with which `collect` says that there is nothing to collect.
-pub const NOTHING_CHANGED: i64 = 10;
+pub(super) const NOTHING_CHANGED: i64 = 10;
 
 /// What comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
+pub(super) enum Next {
     /// This has happened already.
     Event(Event),
     /// This is to be done, or to be gone on with.
@@ -32,7 +32,7 @@ pub enum Next {
 /// Returns the phase in which an attempt with this ledger is, and what comes next.
 ///
 /// From `collect` on everything is done again until the branch is pushed: it is cheap, and brings the same commit.
-pub fn resume(assignment: &Assignment, history: &History) -> (Phase, Next) {
+pub(super) fn resume(assignment: &Assignment, history: &History) -> (Phase, Next) {
     if let Some(result) = history.result() {
         if history.torn_down() || history.held().is_some() {
             return (Phase::Ended(result.clone()), Next::Nothing);
@@ -52,7 +52,7 @@ pub fn resume(assignment: &Assignment, history: &History) -> (Phase, Next) {
 }
 
 /// Returns what follows a step, other than `collect`, that has ended.
-pub fn after(assignment: &Assignment, history: &History, step: Step) -> Event {
+pub(super) fn after(assignment: &Assignment, history: &History, step: Step) -> Event {
     let failure = history.ended(step).and_then(|end| end.failure.clone());
     let environment = &assignment.environment;
     match (step, failure) {
@@ -66,7 +66,7 @@ pub fn after(assignment: &Assignment, history: &History, step: Step) -> Event {
 
 /// What `collect` brought.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Harvest {
+pub(super) enum Harvest {
     /// A commit, which is in the mirror.
     Commit,
     /// Nothing was changed.
@@ -76,7 +76,7 @@ pub enum Harvest {
 }
 
 /// Returns what follows `collect`. An earlier failure stays the attempt's result.
-pub fn after_collect(history: &History, harvest: Harvest) -> Event {
+pub(super) fn after_collect(history: &History, harvest: Harvest) -> Event {
     let failed = |failure| Event::Finished(AttemptResult::Failed(failure));
     match (harvest, pending(history)) {
         (Harvest::Nothing, _) if failure(history, Step::Agent).is_none() => Event::Finished(AttemptResult::NoChange),
@@ -88,12 +88,12 @@ pub fn after_collect(history: &History, harvest: Harvest) -> Event {
 }
 
 /// Returns the failure because of which nothing is pushed.
-pub fn pending(history: &History) -> Option<Failure> {
+pub(super) fn pending(history: &History) -> Option<Failure> {
     failure(history, Step::Agent).or_else(|| failure(history, Step::Verify))
 }
 
 /// Returns what `verify` showed, if it ran.
-pub fn verification(history: &History) -> Option<Verification> {
+pub(super) fn verification(history: &History) -> Option<Verification> {
     history.ended(Step::Verify).map(|end| Verification {
         passed: end.failure.is_none(),
         seconds: end.seconds,
@@ -102,7 +102,7 @@ pub fn verification(history: &History) -> Option<Verification> {
 }
 
 /// Returns the result of an attempt whose branch is pushed.
-pub fn succeeded(history: &History) -> AttemptResult {
+pub(super) fn succeeded(history: &History) -> AttemptResult {
     let verified = verification(history).is_some_and(|verification| verification.passed);
     AttemptResult::Succeeded { commit: history.collected().unwrap_or_default().to_owned(), verified }
 }
@@ -113,7 +113,7 @@ fn failure(history: &History, step: Step) -> Option<Failure> {
 
 /// What to do about a step's container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Move {
+pub(super) enum Move {
     /// Make it.
     Make,
     /// Start it, and hand its variables over.
@@ -129,7 +129,7 @@ pub enum Move {
 /// Decides what to do about a step's container from what the ledger says and the engine shows.
 ///
 /// A second container is only made for a command that certainly did not run.
-pub fn next_move(made: bool, handed_over: bool, state: Option<&ContainerState>) -> Move {
+pub(super) fn next_move(made: bool, handed_over: bool, state: Option<&ContainerState>) -> Move {
     match (made, handed_over, state) {
         (false, _, _) | (true, false, None) => Move::Make,
         (true, true, None) => Move::GiveUp,

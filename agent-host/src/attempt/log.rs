@@ -12,39 +12,39 @@ use crate::engine::OutputFrame;
 use crate::output::{OutputError, Recorder};
 
 /// The log of one attempt.
-pub struct AttemptLog {
+pub(super) struct AttemptLog {
     recorder: Mutex<Result<Recorder, Failure>>,
     clock: Clock,
 }
 
 impl AttemptLog {
     /// Takes a recorder, or why there is none.
-    pub fn new(recorder: Result<Recorder, OutputError>, clock: Clock) -> Self {
+    pub(super) fn new(recorder: Result<Recorder, OutputError>, clock: Clock) -> Self {
         Self { recorder: Mutex::new(recorder.map_err(|error| failure(&error))), clock }
     }
 
     /// Fails if nothing can be recorded.
-    pub fn check(&self) -> Result<(), Failure> {
+    pub(super) fn check(&self) -> Result<(), Failure> {
         self.lock().as_ref().map(|_| ()).map_err(Clone::clone)
     }
 
     /// Masks these secrets too, from now on.
-    pub fn add_secrets(&self, secrets: &[Secret]) -> Result<(), WeakSecret> {
+    pub(super) fn add_secrets(&self, secrets: &[Secret]) -> Result<(), WeakSecret> {
         self.lock().as_mut().map_or(Ok(()), |recorder| recorder.add_secrets(secrets))
     }
 
     /// Records a line that the host says. A log that cannot be written shows at the next frame.
-    pub fn note(&self, text: &str) {
+    pub(super) fn note(&self, text: &str) {
         self.quietly(|recorder| recorder.note(text));
     }
 
     /// Returns the stamp from which the engine is to be asked for a step's output.
-    pub fn resume(&self, source: &str) -> Option<String> {
+    pub(super) fn resume(&self, source: &str) -> Option<String> {
         self.lock().as_ref().ok().and_then(|recorder| recorder.resume(source))
     }
 
     /// Records a piece of a step's output.
-    pub fn frame(&self, source: &str, frame: &OutputFrame) -> Result<(), Failure> {
+    pub(super) fn frame(&self, source: &str, frame: &OutputFrame) -> Result<(), Failure> {
         match self.lock().as_mut() {
             Ok(recorder) => recorder.frame(source, frame).map_err(|error| failure(&error)),
             Err(failure) => Err(failure.clone()),
@@ -52,23 +52,23 @@ impl AttemptLog {
     }
 
     /// Writes out what was gathered for long enough.
-    pub fn settle(&self) {
+    pub(super) fn settle(&self) {
         let now = self.clock.now();
         self.quietly(|recorder| recorder.settle(now));
     }
 
     /// Ends a step's output.
-    pub fn end_source(&self, source: &str) {
+    pub(super) fn end_source(&self, source: &str) {
         self.quietly(|recorder| recorder.end_source(source));
     }
 
     /// Returns the end of a step's output, masked; 4 KiB at most.
-    pub fn tail(&self, source: &str) -> String {
+    pub(super) fn tail(&self, source: &str) -> String {
         self.lock().as_ref().map(|recorder| recorder.tail(source)).unwrap_or_default()
     }
 
     /// Ends the log.
-    pub fn finish(&self) {
+    pub(super) fn finish(&self) {
         self.quietly(Recorder::finish);
     }
 

@@ -17,7 +17,7 @@ const BRANCH: &str = "devfleet";
 const TITLE_LIMIT: usize = 72;
 
 /// Returns the script of a step. `verified` is whether `verify` ran: then what `collect` brings is saved already.
-pub fn script(assignment: &Assignment, step: Step, verified: bool) -> String {
+pub(super) fn script(assignment: &Assignment, step: Step, verified: bool) -> String {
     let environment = &assignment.environment;
     match step {
         Step::Checkout => checkout(assignment),
@@ -48,7 +48,7 @@ git diff --cached --quiet || git -c core.hooksPath=/dev/null -c gc.auto=0 -c com
 }
 
 /// Returns the variables of a step. Only the agent's hold secrets.
-pub fn variables(assignment: &Assignment, step: Step, secrets: &BTreeMap<String, Secret>) -> BTreeMap<String, Secret> {
+pub(super) fn variables(assignment: &Assignment, step: Step, secrets: &BTreeMap<String, Secret>) -> BTreeMap<String, Secret> {
     let mut variables = BTreeMap::new();
     if matches!(step, Step::Checkout | Step::Collect) {
         return variables;

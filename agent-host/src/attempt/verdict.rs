@@ -10,7 +10,7 @@ const QUOTE_LIMIT: usize = 1_500;
 
 /// How a step's container ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ending {
+pub(super) struct Ending {
     /// The step.
     pub step: Step,
     /// Its exit status; `None`: it was stopped at its time limit.
@@ -25,7 +25,7 @@ pub struct Ending {
 
 /// The limits that messages name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Allowed {
+pub(super) struct Allowed {
     /// The step's time.
     pub time: Duration,
     /// Memory of one container in bytes.
@@ -33,7 +33,7 @@ pub struct Allowed {
 }
 
 /// Returns what is wrong with a step that ended so; `None`: it passed.
-pub fn judge(ending: &Ending, allowed: Allowed) -> Option<Failure> {
+pub(super) fn judge(ending: &Ending, allowed: Allowed) -> Option<Failure> {
     let step = ending.step.name();
     let Some(status) = ending.status else {
         let message = format!(
@@ -63,7 +63,7 @@ pub fn judge(ending: &Ending, allowed: Allowed) -> Option<Failure> {
 }
 
 /// Returns the class of a step's own failure.
-pub fn reason(step: Step) -> FailureReason {
+pub(super) fn reason(step: Step) -> FailureReason {
     match step {
         Step::Checkout => FailureReason::Checkout,
         Step::Setup => FailureReason::Setup,
