@@ -208,6 +208,9 @@ pub struct OutputFrame {
     pub data: Bytes,
 }
 
+/// Takes the lines that a builder prints.
+pub type Progress<'a> = dyn Fn(&str) + Send + Sync + 'a;
+
 /// A stream of output.
 pub type OutputStream = BoxStream<'static, Result<OutputFrame, EngineError>>;
 
@@ -381,11 +384,7 @@ pub trait Engine: Send + Sync + 'static {
         login: Option<&RegistryCredential>,
     ) -> Result<ImageFacts, EngineError>;
     /// Builds an image; what the builder prints goes to `progress`, a line at a time.
-    async fn build(
-        &self,
-        build: &ImageBuild,
-        progress: &(dyn Fn(&str) + Send + Sync),
-    ) -> Result<ImageFacts, EngineError>;
+    async fn build(&self, build: &ImageBuild, progress: &Progress<'_>) -> Result<ImageFacts, EngineError>;
     /// Makes a network. One of that name is already so, whatever its addresses.
     async fn ensure_network(&self, network: &NetworkSpec) -> Result<(), EngineError>;
     /// Makes a named volume.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     Attached, ContainerSpec, ContainerState, Engine, EngineError, EngineFacts, Exit, FoundObject, ImageBuild,
-    ImageFacts, Labels, NetworkSpec, ObjectKind, ObjectRef, OutputStream, RegistryCredential, label,
+    ImageFacts, Labels, NetworkSpec, ObjectKind, ObjectRef, OutputStream, Progress, RegistryCredential, label,
 };
 use containers::Container;
 
@@ -350,11 +350,7 @@ impl Engine for MemoryEngine {
         })
     }
 
-    async fn build(
-        &self,
-        build: &ImageBuild,
-        progress: &(dyn Fn(&str) + Send + Sync),
-    ) -> Result<ImageFacts, EngineError> {
+    async fn build(&self, build: &ImageBuild, progress: &Progress<'_>) -> Result<ImageFacts, EngineError> {
         let time = self.lock().build_time;
         if !time.is_zero() {
             tokio::time::sleep(time).await;
