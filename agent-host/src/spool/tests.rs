@@ -1,0 +1,1 @@
+//! Spools after crashes and damage.
