@@ -64,8 +64,8 @@ pub struct Surroundings {
     pub controller: Arc<dyn Controller>,
     /// Logs on their way to the controller.
     pub spools: Spools,
-    /// Where each attempt has a directory for temporary files.
-    pub temp: PathBuf,
+    /// The daemon's data directory, where each attempt has a place for temporary files.
+    pub data_dir: PathBuf,
     /// A directory on the engine's disk, to ask how much room is left; `None`: it cannot be seen from here.
     pub engine_disk: Option<PathBuf>,
     /// Where reports go.

@@ -7,7 +7,7 @@
 //! When the daemon stops, tasks end at once and containers run on; the next daemon goes on from the ledgers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ const LEAVE: Duration = Duration::from_secs(5);
 
 /// What the supervisor is told.
 enum Message {
-    Apply(AssignmentSet),
+    Apply { set: AssignmentSet, first: bool },
     Acknowledge { attempt: AttemptId, sequence: u64, superseded: bool },
     Reserved(oneshot::Sender<Resources>),
 }
@@ -71,9 +71,9 @@ pub struct SupervisorHandle {
 }
 
 impl SupervisorHandle {
-    /// Hands over the newest set of assignments.
-    pub async fn apply(&self, set: AssignmentSet) {
-        self.send(Message::Apply(set)).await;
+    /// Hands over a set of assignments. The `first` of a session counts whatever its generation is.
+    pub async fn apply(&self, set: AssignmentSet, first: bool) {
+        self.send(Message::Apply { set, first }).await;
     }
 
     /// Hands over the controller's acknowledgement of a report.
@@ -133,7 +133,6 @@ impl Supervisor {
                 supervisor.admit(Arc::new(assignment), Arc::new(ledger), Order::Run, true);
             }
         }
-        supervisor.clear_temp();
         Ok((supervisor, handle))
     }
 
@@ -145,7 +144,7 @@ impl Supervisor {
                 () = shutdown.cancelled() => break,
                 Some(ended) = self.tasks.join_next_with_id() => self.bury(ended),
                 message = self.inbox.recv() => match message {
-                    Some(Message::Apply(set)) => self.apply(&set),
+                    Some(Message::Apply { set, first }) => self.apply(&set, first),
                     Some(Message::Acknowledge { attempt, sequence, superseded }) => {
                         self.acknowledge(&attempt, sequence, superseded);
                     }
@@ -157,9 +156,10 @@ impl Supervisor {
         self.leave().await;
     }
 
-    fn apply(&mut self, set: &AssignmentSet) {
+    fn apply(&mut self, set: &AssignmentSet, first: bool) {
+        let newest = self.newest.filter(|_| !first);
         let here = self.residents.iter().map(|(attempt, resident)| (attempt.clone(), self.here(attempt, resident)));
-        let Some(actions) = decide(self.newest, set, &here.collect(), &self.over) else {
+        let Some(actions) = decide(newest, set, &here.collect(), &self.over) else {
             tracing::debug!(generation = set.generation, "an older set of assignments is not acted on");
             return;
         };
@@ -259,7 +259,10 @@ impl Supervisor {
     fn acknowledge(&mut self, attempt: &AttemptId, sequence: u64, superseded: bool) {
         self.around.board.acknowledge(attempt, sequence);
         match self.residents.get(attempt) {
-            Some(_) if superseded => self.order(attempt, Order::Drop),
+            // A held environment has ended for the controller; the hold is between this host and a person.
+            Some(resident) if superseded && self.here(attempt, resident).activity != Activity::Held => {
+                self.order(attempt, Order::Drop);
+            }
             Some(_) => {}
             None => {
                 self.around.board.forget(attempt);
@@ -325,16 +328,6 @@ impl Supervisor {
         self.around.board.post(Report { claim, phase, doing: String::new(), held_until: None, sequence });
     }
 
-    fn clear_temp(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.around.temp) else { return };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let owner = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
-            if !owner.is_some_and(|attempt: AttemptId| self.residents.contains_key(&attempt)) {
-                remove_any(&path);
-            }
-        }
-    }
-
     async fn leave(mut self) {
         for resident in self.residents.values() {
             raise(&resident.order, Order::Leave);
@@ -362,12 +355,5 @@ async fn place(
     tokio::select! {
         place = slots.acquire_owned() => place.ok(),
         _ = order.wait_for(|order| *order > Order::Run) => None,
-    }
-}
-
-fn remove_any(path: &Path) {
-    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
-    if let Err(error) = removed {
-        tracing::warn!(path = %path.display(), %error, "left-over temporary file not removed");
     }
 }

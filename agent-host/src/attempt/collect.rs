@@ -20,6 +20,7 @@ use crate::engine::{EngineError, OutputStream};
 use crate::environment::StepCommand;
 use crate::ledger::{Entry, StepEnd};
 use crate::mirror::Imported;
+use crate::sweeper::temp_dir;
 
 /// How often `collect` is tried while the engine fails.
 const TRIES: u32 = 3;
@@ -207,6 +208,6 @@ impl Attempt {
 
     /// Returns the attempt's directory for temporary files.
     pub(super) fn temp(&self) -> PathBuf {
-        self.around.temp.join(self.assignment.attempt.as_str())
+        temp_dir(&self.around.data_dir, &self.assignment.attempt)
     }
 }

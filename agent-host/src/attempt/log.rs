@@ -40,7 +40,7 @@ impl AttemptLog {
 
     /// Returns the stamp from which the engine is to be asked for a step's output.
     pub(super) fn resume(&self, source: &str) -> Option<String> {
-        self.lock().as_ref().ok().and_then(|recorder| recorder.resume(source))
+        self.lock().as_mut().ok().and_then(|recorder| recorder.resume(source))
     }
 
     /// Records a piece of a step's output.

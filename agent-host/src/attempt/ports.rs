@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use devfleet_shared::assignment::Assignment;
+use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, Fence, JobId};
 use devfleet_shared::secret::Secret;
 
 use crate::engine::RegistryCredential;
-use crate::mirror::{GitLogin, Imported};
+use crate::mirror::{GitLogin, Imported, MirrorError, Mirrors};
 
 /// In whose name an effect happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,4 +143,32 @@ pub trait Code: Send + Sync + 'static {
     async fn import(&self, assignment: &Assignment, bundle: &Path) -> Result<Imported, CodeError>;
     /// Pushes the commit as the attempt's branch, and nothing else.
     async fn push(&self, assignment: &Assignment, login: Option<&GitLogin>, commit: &str) -> Result<(), CodeError>;
+}
+
+impl From<MirrorError> for CodeError {
+    fn from(error: MirrorError) -> Self {
+        CodeError {
+            message: Chain(&error).to_string(),
+            retryable: error.is_retryable(),
+            no_change: matches!(error, MirrorError::NoChange),
+        }
+    }
+}
+
+#[async_trait]
+impl Code for Mirrors {
+    async fn fetch(&self, assignment: &Assignment, login: Option<&GitLogin>) -> Result<PathBuf, CodeError> {
+        let repository = &assignment.repository;
+        Ok(Mirrors::fetch(self, &repository.url, login, &repository.base_commit).await?)
+    }
+
+    async fn import(&self, assignment: &Assignment, bundle: &Path) -> Result<Imported, CodeError> {
+        let repository = &assignment.repository;
+        Ok(Mirrors::import(self, &repository.url, &repository.base_commit, bundle, &repository.work_branch).await?)
+    }
+
+    async fn push(&self, assignment: &Assignment, login: Option<&GitLogin>, commit: &str) -> Result<(), CodeError> {
+        let repository = &assignment.repository;
+        Ok(Mirrors::push(self, &repository.url, login, commit, &repository.work_branch).await?)
+    }
 }
