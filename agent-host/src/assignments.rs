@@ -123,7 +123,7 @@ pub(crate) mod tests {
             project: "web".parse().expect("name"),
             task: "fix it".into(),
             plan: String::new(),
-            environment: EnvironmentSpec::default(),
+            environment: EnvironmentSpec { image: "app:1".into(), ..EnvironmentSpec::default() },
             recipe: Recipe::new("FROM scratch".into(), Vec::new(), String::new()),
             repository: Repository {
                 url: "/srv/web.git".into(),
