@@ -92,6 +92,12 @@ fn usable(path: &str) -> Result<String, &'static str> {
     if absolute && (parts.len() < 2 || system.contains(&parts[0])) {
         return Err("it belongs to the operating system");
     }
+    let downloads = ["registry", "repository", ".npm", ".m2", ".gradle"];
+    let kept =
+        parts.iter().any(|part| part.contains("cache")) || parts.last().is_some_and(|part| downloads.contains(part));
+    if absolute && !kept {
+        return Err("CI keeps nothing outside of the project either, and a volume would hide what the image has there");
+    }
     Ok(format!("{}{}", if absolute { "/" } else { "" }, parts.join("/")))
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 pub(super) struct ImageName {
     /// Registry and path: `registry.example.com:5000/team/app`.
     pub(super) repository: String,
+    /// Absent where there is a digest: that alone decides.
     pub(super) tag: Option<String>,
     pub(super) digest: Option<String>,
 }
@@ -14,7 +15,6 @@ pub(super) struct ImageName {
 impl fmt::Display for ImageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.tag, &self.digest) {
-            // The digest alone decides; a tag beside it only looks as if it did.
             (_, Some(digest)) => write!(f, "{}@{digest}", self.repository),
             (Some(tag), None) => write!(f, "{}:{tag}", self.repository),
             (None, None) => f.write_str(&self.repository),
@@ -55,6 +55,8 @@ impl ImageName {
         if !path.iter().all(|part| is_component(part)) {
             return Err("its path has letters that are not allowed");
         }
+        // No tag means `latest`; to an engine's API it would mean all tags.
+        let tag = if digest.is_none() { Some(tag.unwrap_or_else(|| "latest".to_owned())) } else { None };
         Ok(ImageName { repository: repository.to_owned(), tag, digest })
     }
 
@@ -373,9 +375,9 @@ mod tests {
         let table = [
             ("ruby:2.7.1", Ok("ruby:2.7.1".to_owned())),
             ("registry.example.com:5000/a/b:1", Ok("registry.example.com:5000/a/b:1".to_owned())),
-            ("localhost/a", Ok("localhost/a".to_owned())),
+            ("localhost/a", Ok("localhost/a:latest".to_owned())),
             (&format!("ubuntu:latest@{digest}"), Ok(format!("ubuntu@{digest}"))),
-            ("a/b__c/d--e.f", Ok("a/b__c/d--e.f".to_owned())),
+            ("a/b__c/d--e.f", Ok("a/b__c/d--e.f:latest".to_owned())),
             ("", Err("it is empty")),
             ("python:", Err("its tag is empty")),
             ("/python:3", Err("a part of its path is empty")),

@@ -203,6 +203,8 @@ fn uploads(args: &[&str]) -> bool {
 
 fn tests(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
     let any = |wanted: &[&str]| args.iter().any(|word| wanted.contains(word));
+    let skipped = args.iter().any(|word| word.starts_with("-DskipTests") || word.starts_with("-Dmaven.test.skip"))
+        || args.windows(2).any(|pair| matches!(pair[0], "-x" | "--exclude-task") && pair[1] == "test");
     let part = |wanted: &str| args.iter().any(|word| word.rsplit(':').next().is_some_and(|goal| goal == wanted));
     let found = match name {
         "pytest" | "py.test" | "tox" | "nox" | "unittest" | "nosetests" | "nose2" | "trial" | "stestr" | "rspec"
@@ -231,6 +233,7 @@ fn tests(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         }
         "cargo" => matches!(first, "test" | "nextest" | "tarpaulin" | "llvm-cov" | "t" | "miri"),
         "go" => matches!(first, "test"),
+        "mvn" | "gradle" if skipped => false,
         "mvn" => part("test") || part("verify") || part("install") || part("integration-test") || part("deploy"),
         "gradle" => part("test") || part("check") || part("build") || args.iter().any(|word| word.ends_with("Test")),
         "ant" => any(&["test", "check", "junit"]),
@@ -451,6 +454,8 @@ mod tests {
             ("./mvnw $MAVEN_CLI_OPTS test", Test),
             ("mvn -B clean install", Test),
             ("mvn package -DskipTests", Build),
+            ("mvn clean install -DskipTests", Build),
+            ("./gradlew build -x test", Build),
             ("./gradlew :app:check", Test),
             ("./gradlew assemble", Build),
             ("./vendor/bin/phpunit", Test),

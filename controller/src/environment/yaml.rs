@@ -3,7 +3,7 @@
 //! GitLab reads with Psych: YAML 1.1 scalars (`yes`, `0755`, `1:30`), duplicate keys where the last one wins, and `<<`
 //! that overrides what stands above it. A [`Budget`] bounds time and memory: an alias costs what it stands for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 
@@ -15,6 +15,9 @@ pub(super) const MAX_DEPTH: usize = 100;
 pub(super) const MAX_FILE_BYTES: usize = 1024 * 1024;
 /// What all values together may cost, in bytes: about 64 a value and its text.
 const MAX_COST_BYTES: usize = 32 * 1024 * 1024;
+
+/// How many keys that stand twice are worth telling.
+const MAX_DUPLICATES: usize = 20;
 
 /// Where a value stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,15 +61,15 @@ impl Map {
         self.index.get(key).and_then(|at| self.entries.get(*at)).map(|(_, node)| node)
     }
 
-    /// Sets a key. An existing key keeps its position, as in Ruby. Says whether it was there.
-    pub(super) fn insert(&mut self, key: String, node: Node) -> bool {
-        if let Some((_, old)) = self.index.get(&key).and_then(|at| self.entries.get_mut(*at)) {
-            *old = node;
-            return true;
+    /// Sets a key. An existing key keeps its position, as in Ruby.
+    pub(super) fn insert(&mut self, key: String, node: Node) {
+        match self.index.get(&key).and_then(|at| self.entries.get_mut(*at)) {
+            Some((_, old)) => *old = node,
+            None => {
+                self.index.insert(key.clone(), self.entries.len());
+                self.entries.push((key, node));
+            }
         }
-        self.index.insert(key.clone(), self.entries.len());
-        self.entries.push((key, node));
-        false
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
@@ -223,6 +226,8 @@ pub(super) fn parse(source: Source<'_>, budget: &mut Budget) -> Result<Parsed, D
 struct Frame {
     value: Value,
     key: Option<(String, bool)>,
+    /// The keys that stand in the mapping itself, not in what it merges.
+    own: BTreeSet<String>,
     anchor: usize,
     line: usize,
 }
@@ -260,11 +265,12 @@ impl Builder<'_> {
             Event::SequenceStart(_, anchor, tag) => {
                 let reference = tag.is_some_and(|tag| tag.suffix() == "reference");
                 let value = if reference { Value::Reference(Vec::new()) } else { Value::List(Vec::new()) };
-                self.frames.push(Frame { value, key: None, anchor, line });
+                self.frames.push(Frame { value, key: None, own: BTreeSet::new(), anchor, line });
                 Ok(())
             }
             Event::MappingStart(_, anchor, _) => {
-                self.frames.push(Frame { value: Value::Map(Map::default()), key: None, anchor, line });
+                let value = Value::Map(Map::default());
+                self.frames.push(Frame { value, key: None, own: BTreeSet::new(), anchor, line });
                 Ok(())
             }
             Event::SequenceEnd | Event::MappingEnd => match self.frames.pop() {
@@ -305,9 +311,10 @@ impl Builder<'_> {
                 },
                 Some((_, true)) if merges(&node) => merge_into(map, node),
                 Some((key, _)) => {
-                    if map.insert(key.clone(), node) && self.parsed.duplicates.len() < 20 {
-                        self.parsed.duplicates.push((key, line));
+                    if !frame.own.insert(key.clone()) && self.parsed.duplicates.len() < MAX_DUPLICATES {
+                        self.parsed.duplicates.push((key.clone(), line));
                     }
+                    map.insert(key, node);
                 }
             },
             _ => {}
@@ -475,10 +482,10 @@ mod tests {
 
     #[test]
     fn of_two_equal_keys_the_last_one_wins_and_both_are_reported() {
-        let source = Source { name: "ci.yml", index: 0, text: "a: 1\nb: 2\na: 3\n" };
+        let source = Source { name: "ci.yml", index: 0, text: "b: &m {x: 1}\na: {<<: *m, x: 2}\na: 3\n" };
         let parsed = parse(source, &mut Budget::default()).expect("it is YAML");
         assert_eq!(parsed.documents[0].get("a").and_then(Node::text).as_deref(), Some("3"));
-        assert_eq!(parsed.duplicates, [("a".to_owned(), 3)]);
+        assert_eq!(parsed.duplicates, [("a".to_owned(), 3)], "a merged key is not one that stands twice");
     }
 
     #[test]
