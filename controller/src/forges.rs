@@ -70,7 +70,7 @@ impl Forges {
                     login,
                     ci_config_path: project.ci_config.clone(),
                 };
-                Ok(Arc::new(PlainGit::new(settings, self.cache_dir.clone(), self.store.clone())))
+                Ok(Arc::new(PlainGit::new(settings, self.cache_dir.clone(), self.store.clone())?))
             }
         }
     }

@@ -10,14 +10,14 @@ use devfleet_proto::v1::jobs_server::JobsServer;
 use devfleet_proto::v1::session_server::SessionServer;
 use devfleet_shared::clock::Clock;
 use devfleet_shared::error::Chain;
+use futures_util::Stream;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::api::access::AccessLayer;
 use crate::api::fleet::FleetService;
@@ -47,8 +47,6 @@ const STREAMS: u32 = 256;
 const HEADER_BYTES: u32 = 16 << 10;
 /// The deadline of every call: an answer, or the beginning of a stream, comes within it.
 const CALL_TIME: Duration = Duration::from_secs(30);
-/// How long a client may take for its TLS handshake.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// How long calls under way may take to end at shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 /// How often the listener's own certificate is made anew. It is good for longer.
@@ -190,9 +188,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     tasks.spawn(view.clone().follow(store, shutdown.clone()));
     tasks.spawn(reconciler.run(shutdown.clone()));
     tasks.spawn(renew(tls.clone(), authority.clone(), config.names.clone(), shutdown.clone()));
-    let (accepted, incoming) = mpsc::channel(64);
-    tasks.spawn(accept(listener, tls, accepted, shutdown.clone()));
-    tasks.spawn(services.serve(incoming, shutdown.clone())?);
+    tasks.spawn(services.serve(tls.incoming(listener), shutdown.clone())?);
     info!(%address, "controller is ready");
     Ok(Running { address, authority, tokens, view, shutdown, tasks })
 }
@@ -223,7 +219,7 @@ struct Services {
 impl Services {
     fn serve(
         self,
-        incoming: mpsc::Receiver<std::io::Result<TlsStream<TcpStream>>>,
+        incoming: impl Stream<Item = std::io::Result<TlsStream<TcpStream>>> + Send + 'static,
         shutdown: CancellationToken,
     ) -> Result<impl Future<Output = ()> + Send, StartError> {
         let reflection = || {
@@ -249,7 +245,7 @@ impl Services {
         Ok(async move {
             health.set_serving::<JobsServer<JobsService>>().await;
             let stop = shutdown.clone();
-            let serving = router.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled_owned());
+            let serving = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
             tokio::pin!(serving);
             let ended = tokio::select! {
                 ended = &mut serving => Some(ended),
@@ -259,40 +255,6 @@ impl Services {
                 warn!(error = %Chain(&error), "serving ended");
             }
         })
-    }
-}
-
-/// Accepts connections; each does its TLS handshake in a task of its own, so that a slow one holds up nobody.
-async fn accept(
-    listener: TcpListener,
-    tls: ServerTls,
-    accepted: mpsc::Sender<std::io::Result<TlsStream<TcpStream>>>,
-    shutdown: CancellationToken,
-) {
-    let handshakes = TaskTracker::new();
-    loop {
-        let stream = tokio::select! {
-            () = shutdown.cancelled() => return,
-            connection = listener.accept() => match connection {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of file descriptors, mostly: those under way will free some.
-                    warn!(error = %error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            },
-        };
-        let acceptor = tokio_rustls::TlsAcceptor::from(tls.config());
-        let accepted = accepted.clone();
-        handshakes.spawn(async move {
-            drop(stream.set_nodelay(true));
-            match tokio::time::timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => drop(accepted.send(Ok(stream)).await),
-                Ok(Err(error)) => debug!(error = %error, "a handshake failed"),
-                Err(_) => debug!("a handshake took too long"),
-            }
-        });
     }
 }
 

@@ -1,6 +1,7 @@
 //! The controller's integration tests: one binary, because each one links everything again.
 
 mod forge_contract;
+mod identity;
 mod logs;
 mod store_contract;
 mod store_crash;

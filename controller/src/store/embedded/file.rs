@@ -288,3 +288,14 @@ fn translate(path: &Path, error: redb::Error) -> StoreError {
         other => StoreError::Unavailable(Box::new(other)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_over_a_damaged_file_becomes_an_error() {
+        let caught: Result<(), StoreError> = guarded(Path::new("store.redb"), || panic!("as redb does on some damage"));
+        assert!(matches!(caught, Err(StoreError::Damaged { path, .. }) if path == "store.redb"));
+    }
+}
