@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use devfleet_proto::v1::LogRecord;
+use devfleet_proto::v1::{LogChunk, LogRecord};
 use devfleet_shared::id::{AttemptId, JobId};
 use futures_util::stream::BoxStream;
 use tokio::sync::watch;
@@ -104,16 +104,9 @@ impl JobLogs {
     ///
     /// Bytes that are there are skipped. Bytes beyond a gap or with a wrong checksum are not taken, and the answer
     /// says what is there. Fails with `Full` once the log is as long as may be: the host is to forget it.
-    #[expect(clippy::too_many_arguments, reason = "the fields of one chunk, whose ids the caller has parsed")]
-    pub async fn append(
-        &self,
-        job: &JobId,
-        attempt: &AttemptId,
-        offset: u64,
-        bytes: &[u8],
-        crc32: u32,
-    ) -> Result<u64, LogError> {
-        let (limit_bytes, bytes) = (self.limit_bytes, bytes.to_owned());
+    pub async fn append(&self, job: &JobId, attempt: &AttemptId, chunk: &LogChunk) -> Result<u64, LogError> {
+        let (offset, crc32, bytes) = (chunk.offset, chunk.crc32, chunk.data.clone());
+        let limit_bytes = self.limit_bytes;
         self.with_log(job, attempt, move |log| {
             if crc32fast::hash(&bytes) != crc32 {
                 warn!(attempt = %log.attempt, offset, "a log chunk was damaged on its way");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use devfleet_controller::logs::{JobLogs, LogError, RecordStream};
 use devfleet_proto::v1::log_record::Channel;
-use devfleet_proto::v1::LogRecord;
+use devfleet_proto::v1::{LogChunk, LogRecord};
 use devfleet_shared::id::{AttemptId, JobId};
 use futures_util::StreamExt as _;
 use prost::Message as _;
@@ -32,8 +32,12 @@ impl Bench {
     }
 
     async fn push(&self, logs: &JobLogs, offset: usize, data: &[u8]) -> Result<u64, LogError> {
-        logs.append(&self.job, &self.attempt, offset as u64, data, crc32fast::hash(data)).await
+        logs.append(&self.job, &self.attempt, &chunk(offset, data)).await
     }
+}
+
+fn chunk(offset: usize, data: &[u8]) -> LogChunk {
+    LogChunk { offset: offset as u64, crc32: crc32fast::hash(data), data: data.to_vec(), ..LogChunk::default() }
 }
 
 fn record(text: &str, unix_ms: u64) -> LogRecord {
@@ -67,9 +71,9 @@ async fn chunks_are_stored_once_wherever_they_are_cut_and_gaps_are_answered_with
 async fn a_damaged_chunk_is_not_taken() {
     let bench = Bench::new();
     let logs = bench.logs();
-    let bytes = encode(&["one"]);
-    let wrong = crc32fast::hash(&bytes) ^ 1;
-    assert_eq!(logs.append(&bench.job, &bench.attempt, 0, &bytes, wrong).await.expect("answered"), 0);
+    let mut damaged = chunk(0, &encode(&["one"]));
+    damaged.data[2] ^= 1;
+    assert_eq!(logs.append(&bench.job, &bench.attempt, &damaged).await.expect("answered"), 0);
     assert!(!bench.path().exists());
 }
 
@@ -152,7 +156,7 @@ async fn attempts_are_listed_in_the_order_in_which_their_logs_began() {
     let attempts: Vec<AttemptId> = (0..4).map(|_| AttemptId::random()).collect();
     for (attempt, begun) in attempts.iter().zip([30, 10, 40, 20]) {
         let bytes = record("one", begun).encode_length_delimited_to_vec();
-        logs.append(&bench.job, attempt, 0, &bytes, crc32fast::hash(&bytes)).await.expect("append");
+        logs.append(&bench.job, attempt, &chunk(0, &bytes)).await.expect("append");
     }
     let expected = [1, 3, 0, 2].map(|at: usize| attempts[at].clone());
     assert_eq!(logs.attempts(&bench.job).await.expect("list"), expected);
