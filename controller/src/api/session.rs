@@ -169,7 +169,7 @@ impl SessionService {
         if !had {
             return Ok(refuse());
         }
-        match self.logs.append(&claim.job, &claim.attempt, chunk.offset, &chunk.data, chunk.crc32).await {
+        match self.logs.append(&claim.job, &claim.attempt, &chunk).await {
             Ok(offset) => Ok(v1::LogAck { attempt: chunk.attempt.clone(), offset, refused: false }),
             Err(error @ LogError::Full { .. }) => {
                 warn!(job = %claim.job, attempt = %claim.attempt, error = %Chain(&error), "a log is full");
