@@ -1,8 +1,37 @@
-//! stub
+//! From a project's CI configuration to the environment that its jobs get. Everything here is a decider.
+//!
+//! ```text
+//! CiConfig ─ merged ─▶ Document ─ job, select ─▶ one job ─ commands, services, variables, caches ─▶ Derivation
+//!                                                            EnvironmentSpec ─ recipe, compose ─▶ Dockerfile, compose.yaml
+//! ```
+//!
+//! The rules are GitLab's and its runner's where they have any; `docs/derivation.md` names the rest.
+
+mod caches;
+mod commands;
+mod compose;
+mod images;
+mod job;
+mod merged;
+mod purpose;
+mod recipe;
+mod report;
+mod select;
+mod services;
+mod shell;
+mod variables;
+mod yaml;
+
 use std::collections::BTreeMap;
+
+use devfleet_shared::environment::{EnvironmentSpec, RecipeFile};
 use serde::{Deserialize, Serialize};
-use devfleet_shared::environment::{EnvironmentSpec, Recipe, RecipeFile};
+
+pub use compose::compose;
+pub use recipe::recipe;
+
 use crate::forge::CiConfig;
+
 /// What the derivation has to know beside the CI configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Context {
@@ -88,9 +117,87 @@ pub struct ReportLine {
 }
 
 /// Why no environment can be derived. Each message says what to do.
-#[derive(Debug, thiserror::Error)]
-#[error("derive")]
-pub struct DerivationError;
-pub fn derive(_c: &CiConfig, _x: &Context) -> Result<Derivation, DerivationError> { Err(DerivationError) }
-pub fn recipe(_e: &EnvironmentSpec, _p: &[String], _a: &AgentNeeds) -> Recipe { Recipe::new(String::new(), vec![], String::new()) }
-pub fn compose(_e: &EnvironmentSpec, _r: &Recipe) -> String { String::new() }
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DerivationError {
+    /// The text is not YAML.
+    #[error("read {file}: line {line}: {problem}; correct the file (GitLab's CI lint shows the place)")]
+    InvalidYaml {
+        /// The file.
+        file: String,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// The text is YAML, but not a CI configuration.
+    #[error("read {file}: line {line}: {problem}")]
+    InvalidConfig {
+        /// The file.
+        file: String,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong there, and what to do.
+        problem: String,
+    },
+    /// The configuration is larger than any real one.
+    #[error(
+        "read {file}: {what} is over the limit of {limit}; split the configuration or name an image in the project's settings"
+    )]
+    TooLarge {
+        /// The file.
+        file: String,
+        /// What there is too much of.
+        what: String,
+        /// How much is allowed.
+        limit: usize,
+    },
+    /// There is no job at all.
+    #[error("find a job in {file}: it has none; add a job with `image:` and `script:` that runs the tests")]
+    NoJobs {
+        /// The file.
+        file: String,
+    },
+    /// Every job is a template.
+    #[error("find a job in {file}: all of them are hidden ({}); let a job without a leading dot extend one", .hidden.join(", "))]
+    OnlyHidden {
+        /// The file.
+        file: String,
+        /// The templates.
+        hidden: Vec<String>,
+    },
+    /// No job has an image that could be a development environment.
+    #[error("find an image: {detail}; set `image:` for the job that runs the tests, or under `default:`{hint}")]
+    NoImage {
+        /// What was found instead.
+        detail: String,
+        /// What the repository itself suggests, or nothing.
+        hint: String,
+    },
+    /// An image's name cannot be known outside CI.
+    #[error(
+        "resolve {what} `{written}` of job {job:?}: it becomes `{resolved}`, which is no image name ({detail}); give the variables a value in the CI file, or name the image outright"
+    )]
+    UnresolvedImage {
+        /// `image` or `service`.
+        what: String,
+        /// The job.
+        job: String,
+        /// As written.
+        written: String,
+        /// After the variables were put in.
+        resolved: String,
+        /// Which part is missing.
+        detail: String,
+    },
+}
+
+/// Derives an environment from a project's CI configuration.
+///
+/// The same arguments give the same answer, in bounded time and memory whatever the configuration holds.
+///
+/// # Errors
+/// Every [`DerivationError`] is for the people who own the CI file: trying again does not help.
+pub fn derive(config: &CiConfig, context: &Context) -> Result<Derivation, DerivationError> {
+    let document = merged::read(config)?;
+    report::assemble(&document, context)
+}

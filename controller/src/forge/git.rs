@@ -60,8 +60,10 @@ pub struct PlainGit {
 impl PlainGit {
     /// Makes it; nothing is asked of the remote yet. Fails when the repository's address is none that may be used.
     pub fn new(settings: PlainGitSettings, cache_dir: PathBuf, store: SharedStore) -> Result<Self, ForgeError> {
-        check_address(&settings.repository)
-            .map_err(|detail| ForgeError::Refused { action: "use the repository's address".to_owned(), detail: detail.to_owned() })?;
+        check_address(&settings.repository).map_err(|detail| ForgeError::Refused {
+            action: "use the repository's address".to_owned(),
+            detail: detail.to_owned(),
+        })?;
         let cache = cache_dir.join(format!("{}.git", Digest::of(settings.repository.as_bytes()).hex()));
         let mut locks = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
         let fetching = Arc::clone(locks.entry(cache.clone()).or_default());
@@ -143,7 +145,10 @@ impl PlainGit {
         if alone.is_ok() && self.has(commit).await? {
             return Ok(());
         }
-        if let Err(error @ (ForgeError::Unauthorized { .. } | ForgeError::Forbidden { .. } | ForgeError::Unavailable { .. })) = alone {
+        if let Err(
+            error @ (ForgeError::Unauthorized { .. } | ForgeError::Forbidden { .. } | ForgeError::Unavailable { .. }),
+        ) = alone
+        {
             return Err(error);
         }
         // An old server gives no single commits: take all branches, and look again.
@@ -182,7 +187,10 @@ impl Forge for PlainGit {
             return Err(no_branch(name));
         }
         let refs = self.refs(named).await?;
-        let refused = |detail: &str| ForgeError::Refused { action: "find the default branch".to_owned(), detail: detail.to_owned() };
+        let refused = |detail: &str| ForgeError::Refused {
+            action: "find the default branch".to_owned(),
+            detail: detail.to_owned(),
+        };
         let branch = match named {
             Some(name) => name.to_owned(),
             None if refs.heads.is_empty() => return Err(refused("the repository is empty; push a first commit")),
@@ -256,7 +264,9 @@ impl Refs {
         for (value, name) in text.lines().filter_map(|line| line.split_once('\t')) {
             match (value.strip_prefix("ref: refs/heads/"), name.strip_prefix("refs/heads/")) {
                 (Some(branch), _) if name == "HEAD" => refs.default = Some(branch.to_owned()),
-                (None, Some(branch)) if is_commit(value) => drop(refs.heads.insert(branch.to_owned(), value.to_owned())),
+                (None, Some(branch)) if is_commit(value) => {
+                    drop(refs.heads.insert(branch.to_owned(), value.to_owned()))
+                }
                 _ => {}
             }
         }
@@ -288,7 +298,7 @@ fn check_address(address: &str) -> Result<(), &'static str> {
             Err("it must be an address or an absolute path")
         }
         Some("ssh") if user.is_some_and(|user| user.contains(':')) => Err("it holds a password; use a key"),
-        Some("http" | "https") if user.is_some() => Err("it holds a credential; name that in `forge.token` instead"),
+        Some("http" | "https") if user.is_some() => Err("it holds a credential; name that in `forge.password` instead"),
         Some("http" | "https" | "ssh" | "file") => Ok(()),
         Some(_) => Err("only https, http, ssh and file are used"),
         None if Path::new(address).is_absolute() => Ok(()),
@@ -312,7 +322,8 @@ mod tests {
         for good in ["/srv/a.git", "https://x/a.git", "http://x:1/a", "ssh://git@x/a", "file:///a", "git@x:a.git"] {
             assert_eq!(check_address(good), Ok(()), "{good}");
         }
-        let bad = ["-x", "ext::sh -c x", "ftp://x/a", "https://u:p@x/a", "https://u@x/a", "ssh://u:p@x/a", "a/b", "/a\nb"];
+        let bad =
+            ["-x", "ext::sh -c x", "ftp://x/a", "https://u:p@x/a", "https://u@x/a", "ssh://u:p@x/a", "a/b", "/a\nb"];
         for bad in bad {
             assert!(check_address(bad).is_err(), "{bad}");
         }
@@ -322,7 +333,8 @@ mod tests {
     #[test]
     fn a_listing_tells_the_default_branch_and_the_heads() {
         let (a, b) = ("a".repeat(40), "b".repeat(40));
-        let refs = Refs::parse(&format!("ref: refs/heads/main\tHEAD\n{a}\tHEAD\n{a}\trefs/heads/main\n{b}\trefs/tags/x\n"));
+        let refs =
+            Refs::parse(&format!("ref: refs/heads/main\tHEAD\n{a}\tHEAD\n{a}\trefs/heads/main\n{b}\trefs/tags/x\n"));
         assert_eq!((refs.default.as_deref(), refs.heads.get("main")), (Some("main"), Some(&a)));
         assert_eq!(refs.heads.len(), 1);
     }

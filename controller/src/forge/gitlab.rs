@@ -90,7 +90,8 @@ impl GitLab {
             ("state", "all"),
             ("per_page", "100"),
         ];
-        let call = self.call(format!("look for the merge request of {}", draft.source_branch), &["merge_requests"], &query);
+        let call =
+            self.call(format!("look for the merge request of {}", draft.source_branch), &["merge_requests"], &query);
         let mut found: Vec<MergeRequestAnswer> = self.read(&call).await?;
         found.retain(|answer| {
             answer.source_branch.as_ref().is_none_or(|branch| *branch == draft.source_branch)
@@ -157,7 +158,9 @@ impl GitLab {
             return forbidden(format!("the token has only {}", scopes.join(", ")));
         }
         match project.permissions.level() {
-            Some(level) if level < DEVELOPER => forbidden(format!("its access level is {level}, a Developer has {DEVELOPER}")),
+            Some(level) if level < DEVELOPER => {
+                forbidden(format!("its access level is {level}, a Developer has {DEVELOPER}"))
+            }
             _ => Ok(()),
         }
     }
@@ -182,7 +185,8 @@ impl Forge for GitLab {
             }
             other => other?,
         };
-        let commit = answer.commit.id.filter(|commit| is_commit(commit)).ok_or_else(|| unreadable(&call, "no commit"))?;
+        let commit =
+            answer.commit.id.filter(|commit| is_commit(commit)).ok_or_else(|| unreadable(&call, "no commit"))?;
         Ok(Base { branch: answer.name.unwrap_or(branch), commit })
     }
 
@@ -202,7 +206,8 @@ impl Forge for GitLab {
 
     async fn git_access(&self) -> Result<GitAccess, ForgeError> {
         let url = self.project().await?.http_url_to_repo.unwrap_or_default();
-        let refused = |detail: &str| ForgeError::Refused { action: "reach the repository".to_owned(), detail: detail.to_owned() };
+        let refused =
+            |detail: &str| ForgeError::Refused { action: "reach the repository".to_owned(), detail: detail.to_owned() };
         if url.is_empty() {
             return Err(refused("GitLab names no HTTP address for it; let it offer git over HTTP(S)"));
         }

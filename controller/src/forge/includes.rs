@@ -45,12 +45,16 @@ pub(super) async fn gather(main: &str, files: &dyn Files, notes: Vec<String>) ->
         match include {
             Include::Elsewhere(what) => gathered.notes.push(format!("include of {what} is not read")),
             Include::Pattern(pattern) => match files.list().await? {
-                Some(paths) => waiting.extend(paths.into_iter().filter(|path| matches(&pattern, path)).map(Include::Local)),
+                Some(paths) => {
+                    waiting.extend(paths.into_iter().filter(|path| matches(&pattern, path)).map(Include::Local))
+                }
                 None => gathered.notes.push(format!("include of {pattern} is not read: it is a pattern")),
             },
             Include::Local(path) if !gathered.seen.insert(path.clone()) => {}
             Include::Local(path) if gathered.is_full() => {
-                gathered.notes.push(format!("include of {path} is not read: there are too many files, or too large ones"));
+                gathered
+                    .notes
+                    .push(format!("include of {path} is not read: there are too many files, or too large ones"));
                 break;
             }
             Include::Local(path) => match files.read(&path).await? {
@@ -115,13 +119,18 @@ fn include(entry: &Value) -> Vec<Include> {
         return vec![local(location)];
     }
     let kinds = ["remote", "template", "component", "artifact", "project"];
-    let found = kinds.iter().find_map(|kind| entry.get(kind).and_then(Value::as_str).map(|what| format!("{kind} {what}")));
+    let found =
+        kinds.iter().find_map(|kind| entry.get(kind).and_then(Value::as_str).map(|what| format!("{kind} {what}")));
     vec![Include::Elsewhere(found.unwrap_or_else(|| "an entry of unknown form".to_owned()))]
 }
 
 fn local(location: &str) -> Include {
     let path = location.trim_start_matches("./").trim_start_matches('/');
-    if path.is_empty() || path.contains('$') || path.split('/').any(|part| part == "..") || path.matches('*').count() > MAX_STARS {
+    if path.is_empty()
+        || path.contains('$')
+        || path.split('/').any(|part| part == "..")
+        || path.matches('*').count() > MAX_STARS
+    {
         Include::Elsewhere(location.to_owned())
     } else if path.contains('*') {
         Include::Pattern(path.to_owned())

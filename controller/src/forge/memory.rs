@@ -130,7 +130,10 @@ impl Forge for MemoryForge {
         self.act(Verb::Base, |state| {
             if branch.is_none() && state.branches.is_empty() {
                 let action = "find the default branch".to_owned();
-                return Err(ForgeError::Refused { action, detail: "the repository is empty; push a first commit".to_owned() });
+                return Err(ForgeError::Refused {
+                    action,
+                    detail: "the repository is empty; push a first commit".to_owned(),
+                });
             }
             let branch = branch.unwrap_or("main").to_owned();
             match state.branches.get(&branch) {

@@ -17,8 +17,8 @@ use tokio::io::AsyncWriteExt as _;
 use super::{DEADLINE, DockerEngine, START_DEADLINE, errors};
 use crate::engine::{Attached, ContainerSpec, ContainerState, EngineError, Exit, Mount, OutputFrame};
 
-/// Open files of one process.
-const OPEN_FILES: i64 = 65_536;
+/// Open files of one process. An engine cannot give more than it was given itself, and 20,000 is a common limit.
+const OPEN_FILES: i64 = 16_384;
 /// The longest single wait; then the engine is asked again how things are.
 const WAIT: Duration = Duration::from_secs(60);
 /// The pause before something that was cut short is tried again.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::query_parameters::LogsOptions;
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 
 use super::{DEADLINE, DockerEngine, containers, errors};
@@ -18,6 +19,8 @@ use crate::engine::{ContainerState, EngineError, OutputFrame, OutputStream};
 const SILENCE: Duration = Duration::from_secs(2);
 /// The pause before a stream that ended too early is opened again.
 const PAUSE: Duration = Duration::from_millis(200);
+/// The size of the pieces into which Docker cuts long lines, in bytes.
+const PIECE: usize = 16 * 1024;
 
 type Frames = Pin<Box<dyn Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>>;
 
@@ -176,9 +179,18 @@ fn stamped(item: LogOutput) -> Result<(jiff::Timestamp, OutputFrame), EngineErro
     let length = head.iter().position(|byte| *byte == b' ').ok_or_else(|| bad_stamp(&String::from_utf8_lossy(head)))?;
     let stamp = String::from_utf8_lossy(&head[..length]).into_owned();
     let moment = moment(&stamp)?;
-    frame.data = frame.data.slice(length + 1..);
+    frame.data = whole_line(frame.data.slice(length + 1..));
     frame.stamp = Some(stamp);
     Ok((moment, frame))
+}
+
+/// Gives the last piece of a long line its line end back, which Docker 20.10 loses. Docker keeps output by lines, and
+/// cuts longer ones into pieces of this size: so a shorter piece always ends its line.
+fn whole_line(data: Bytes) -> Bytes {
+    if data.len() >= PIECE || data.ends_with(b"\n") {
+        return data;
+    }
+    [&data[..], b"\n"].concat().into()
 }
 
 #[cfg(test)]
@@ -196,7 +208,9 @@ mod tests {
         assert_eq!(&frame.data[..], b" two  blanks\n");
         assert!(frame.is_error);
         let (_, empty) = stamped(line("2026-01-02T03:04:05.000000006+02:00 ")).expect("a stamp");
-        assert!(empty.data.is_empty());
+        assert_eq!(&empty.data[..], b"\n", "the end of a line of exactly 16 KiB");
+        let full = Bytes::from(vec![b'x'; PIECE]);
+        assert_eq!(whole_line(full.clone()), full, "the line goes on");
         assert!(stamped(line("no stamp")).is_err() && stamped(line("")).is_err());
     }
 

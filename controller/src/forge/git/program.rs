@@ -103,7 +103,10 @@ pub(super) async fn run(
     timeout: Duration,
 ) -> Result<Output, ForgeError> {
     let action = format!("run git {}", arguments.first().copied().unwrap_or_default());
-    let failed = |error: std::io::Error| ForgeError::Refused { action: action.clone(), detail: format!("{error}; is git installed?") };
+    let failed = |error: std::io::Error| ForgeError::Refused {
+        action: action.clone(),
+        detail: format!("{error}; is git installed?"),
+    };
     let mut child = command(remote, git_dir, arguments).spawn().map_err(failed)?;
     let mut group = Group(child.id());
     let finished = tokio::time::timeout(timeout, collect(&mut child)).await;
@@ -135,7 +138,6 @@ fn command(remote: &Remote, git_dir: &Path, arguments: &[&str]) -> Command {
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_TERMINAL_PROMPT", "0")
-        .env("GIT_ASKPASS", "true")
         .env("GIT_ALLOW_PROTOCOL", "file:http:https:ssh")
         .env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes -oConnectTimeout=10")
         .env("GIT_NO_LAZY_FETCH", "1")
@@ -152,10 +154,9 @@ fn command(remote: &Remote, git_dir: &Path, arguments: &[&str]) -> Command {
 /// Reads both outputs, then waits. More output than is wanted is left unread, which ends the program.
 async fn collect(child: &mut Child) -> std::io::Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let (stdout, stderr) = tokio::join!(
-        async { bounded(stdout, OUTPUT_LIMIT_BYTES + 1).await },
-        async { bounded(stderr, ERRORS_LIMIT_BYTES).await }
-    );
+    let (stdout, stderr) = tokio::join!(async { bounded(stdout, OUTPUT_LIMIT_BYTES + 1).await }, async {
+        bounded(stderr, ERRORS_LIMIT_BYTES).await
+    });
     Ok((child.wait().await?, stdout?, stderr?))
 }
 
@@ -191,15 +192,32 @@ impl Output {
 fn explain(action: &str, address: &str, said: &str) -> ForgeError {
     let says = |texts: &[&str]| texts.iter().any(|text| said.contains(text));
     let (action, detail) = (action.to_owned(), one_line(said, DETAIL_CHARS));
-    if says(&["Authentication failed", "could not read Username", "could not read Password", "error: 401", "Permission denied (publickey"]) {
+    if says(&[
+        "Authentication failed",
+        "could not read Username",
+        "could not read Password",
+        "error: 401",
+        "Permission denied (publickey",
+    ]) {
         ForgeError::Unauthorized { forge: address.to_owned(), detail }
     } else if says(&["error: 403", "access denied", "Access denied", "not allowed to"]) {
         ForgeError::Forbidden { action, detail, needs: "the right to read and push this repository".to_owned() }
     } else if says(&["error: 404", "not found", "does not exist", "does not appear to be a git repository"]) {
         ForgeError::NotFound { action, detail }
     } else if says(&[
-        "error: 429", "error: 5", "Could not resolve host", "Couldn't connect", "Failed to connect", "onnection", "timed out",
-        "hung up", "early EOF", "Empty reply", "RPC failed", "Operation too slow", ".lock': File exists",
+        "error: 429",
+        "error: 5",
+        "Could not resolve host",
+        "Couldn't connect",
+        "Failed to connect",
+        "onnection",
+        "timed out",
+        "hung up",
+        "early EOF",
+        "Empty reply",
+        "RPC failed",
+        "Operation too slow",
+        ".lock': File exists",
     ]) {
         ForgeError::Unavailable { action, detail, retry_after: None }
     } else {
@@ -246,5 +264,31 @@ mod tests {
         assert_eq!(remote.cleaned(&format!("no canary-7d1 and\nno {encoded}")), "no [secret] and no [secret]");
         assert!(!remote.is_ssh() && Remote { address: "git@x:a.git".to_owned(), login: None }.is_ssh());
         assert!(!Remote { address: "/srv/a:b.git".to_owned(), login: None }.is_ssh());
+    }
+
+    #[tokio::test]
+    async fn a_run_that_hangs_is_killed_with_all_it_started() {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bind a port that never answers");
+        let port = listener.local_addr().expect("it has an address").port();
+        let remote = Remote { address: format!("http://127.0.0.1:{port}/hangs.git"), login: None };
+        let here = tempfile::tempdir().expect("make a directory");
+        let asked = run(&remote, here.path(), &["ls-remote", &remote.address], Duration::from_millis(400)).await;
+        let error = asked.err().expect("it never ends");
+        assert!(error.is_retryable() && error.to_string().contains("no end"), "{error}");
+        let mut left = processes_with(&remote.address);
+        for _ in 0..200 {
+            if left.is_empty() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            left = processes_with(&remote.address);
+        }
+        assert_eq!(left, Vec::<String>::new());
+    }
+
+    fn processes_with(text: &str) -> Vec<String> {
+        let processes = std::fs::read_dir("/proc").expect("there is a /proc").flatten();
+        let lines = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+        lines.map(|line| String::from_utf8_lossy(&line).into_owned()).filter(|line| line.contains(text)).collect()
     }
 }

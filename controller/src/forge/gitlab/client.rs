@@ -100,8 +100,8 @@ impl Client {
     /// Checks the address and makes the client.
     pub(super) fn new(address: &str, token: Option<Secret>, pace: Pace) -> Result<Self, ForgeError> {
         let refused = |detail: String| ForgeError::Refused { action: "use the forge's address".to_owned(), detail };
-        let mut api = Url::parse(address)
-            .map_err(|error| refused(format!("{error}; write it as https://gitlab.example.org")))?;
+        let mut api =
+            Url::parse(address).map_err(|error| refused(format!("{error}; write it as https://gitlab.example.org")))?;
         if !matches!(api.scheme(), "http" | "https") {
             return Err(refused("it must begin with https:// or http://".to_owned()));
         }
@@ -212,7 +212,11 @@ impl Client {
             }
             body.extend_from_slice(&chunk);
         }
-        if status.is_success() { Ok(Answer { body, headers }) } else { Err(self.failure(call, status, &headers, &body)) }
+        if status.is_success() {
+            Ok(Answer { body, headers })
+        } else {
+            Err(self.failure(call, status, &headers, &body))
+        }
     }
 
     fn authorization(&self, token: &Secret) -> Result<HeaderValue, Failure> {
@@ -286,4 +290,70 @@ fn said(document: &serde_json::Value) -> String {
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(address: &str) -> Result<Client, ForgeError> {
+        Client::new(address, Some(Secret::new("canary-7d1")), Pace::default())
+    }
+
+    #[test]
+    fn addresses_are_checked_and_built_with_care() {
+        for bad in ["", "gitlab.example.org", "ftp://x", "https://oauth2:canary@x.example"] {
+            let error = client(bad).err().expect("it is refused").to_string();
+            assert!(!error.contains("canary"), "{error}");
+        }
+        let client = client("https://x.example/gitlab/").expect("a good address");
+        let url = client.url(&["projects", "group/a b", "files", "c#d?.txt"], &[("ref", "é&=")]);
+        assert_eq!(
+            url.as_str(),
+            "https://x.example/gitlab/api/v4/projects/group%2Fa%20b/files/c%23d%3F.txt?ref=%C3%A9%26%3D"
+        );
+    }
+
+    #[test]
+    fn the_token_goes_nowhere_but_to_the_own_api() {
+        let client = client("https://x.example/gitlab").expect("a good address");
+        assert!(client.own_url("https://x.example/gitlab/api/v4/projects?page=2").is_some());
+        for foreign in
+            ["https://evil.example/gitlab/api/v4/x", "http://x.example/gitlab/api/v4/x", "https://x.example/y", "//e/x"]
+        {
+            assert!(client.own_url(foreign).is_none(), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_next_page_is_found_among_the_links() {
+        let mut headers = HeaderMap::new();
+        let links = "<https://x/1>; rel=\"first\", <https://x/2?a=b>; rel=\"next\"";
+        headers.insert(LINK, HeaderValue::from_static(links));
+        assert_eq!(Answer { body: Vec::new(), headers }.next_page(), Some("https://x/2?a=b"));
+        assert_eq!(Answer { body: Vec::new(), headers: HeaderMap::new() }.next_page(), None);
+    }
+
+    #[test]
+    fn what_gitlab_says_becomes_one_line_without_the_token() {
+        let client = client("https://x.example").expect("a good address");
+        for (body, expected) in [
+            (r#"{"message":"404 Project Not Found"}"#, "404 Project Not Found"),
+            (r#"{"message":["one","two"]}"#, "404: one; two"),
+            (r#"{"message":{"title":["is too long"]}}"#, "404: title is too long"),
+            (
+                r#"{"error":"insufficient_scope","error_description":"no","scope":"api"}"#,
+                "404: no; insufficient_scope; api",
+            ),
+            (r#"{"message":"bad token canary-7d1\n here"}"#, "404: bad token [secret] here"),
+            ("<html>nothing of use</html>", "404 Not Found"),
+            ("", "404 Not Found"),
+        ] {
+            assert_eq!(client.detail(StatusCode::NOT_FOUND, body.as_bytes()), expected, "{body}");
+        }
+        assert!(
+            client.detail(StatusCode::BAD_REQUEST, format!(r#"{{"error":"{}"}}"#, "é".repeat(900)).as_bytes()).len()
+                < 700
+        );
+    }
 }

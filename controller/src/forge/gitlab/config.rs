@@ -73,7 +73,8 @@ pub(super) async fn read(forge: &GitLab, commit: &str) -> Result<CiConfig, Forge
             }
             Verdict::Later => {
                 tries += 1;
-                let error = ForgeError::Unavailable { action: call.action, detail: TIMED_OUT.to_owned(), retry_after: None };
+                let error =
+                    ForgeError::Unavailable { action: call.action, detail: TIMED_OUT.to_owned(), retry_after: None };
                 if tries >= forge.client.pace.tries {
                     return Err(error);
                 }
@@ -127,7 +128,11 @@ mod tests {
     #[test]
     fn an_answer_is_judged_by_what_it_merged_and_then_by_what_it_says() {
         check(&[], Some("a: b"), Verdict::Merged("a: b".to_owned()));
-        check(&["jobs config should contain at least one visible job"], Some("a: b"), Verdict::Merged("a: b".to_owned()));
+        check(
+            &["jobs config should contain at least one visible job"],
+            Some("a: b"),
+            Verdict::Merged("a: b".to_owned()),
+        );
         check(&["Request timed out when fetching configuration files."], None, Verdict::Later);
         check(&["Please provide content of .gitlab-ci.yml"], None, Verdict::Missing);
         check(&["(<unknown>): did not find expected ',' or ']' while parsing at line 2"], None, Verdict::Broken);

@@ -190,6 +190,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn whatever_goes_in_the_text_acts_on_nothing_and_fits(
             task in "(\\PC|\n|/|Closes #1| @all|<!--){0,40}", repeat in 1usize..4000, plan in "(\n|/|```|@){0,20}",

@@ -192,6 +192,22 @@ impl GitLabStandIn {
         found.expect("the merge request exists").state = state.to_owned();
     }
 
+    /// Opens a merge request for `main` from a branch of somebody's fork.
+    pub(crate) fn add_fork_merge_request(&self, project: &ProjectHandle, source_branch: &str) {
+        let mut guard = self.shared.state();
+        let merge_requests = &mut guard.project(project.id).merge_requests;
+        merge_requests.push(StoredMergeRequest {
+            iid: merge_requests.len() as u64 + 1,
+            title: "from a fork".to_owned(),
+            description: String::new(),
+            source_branch: source_branch.to_owned(),
+            target_branch: "main".to_owned(),
+            state: "opened".to_owned(),
+            sha: "f".repeat(40),
+            from_fork: true,
+        });
+    }
+
     /// Lets everybody read a project.
     pub(crate) fn make_public(&self, project: &ProjectHandle) {
         self.shared.state().project(project.id).public = true;

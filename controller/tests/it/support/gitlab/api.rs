@@ -23,6 +23,12 @@ pub(super) fn answer(shared: &Arc<Shared>, route: Route, asked: &Asked) -> Respo
             _ => reply(200, &json!({"version": "19.1.0-ee", "revision": "0ab7ab5b", "enterprise": true})),
         };
     }
+    if route == Route::OwnToken {
+        return match asked.principal {
+            Principal::Token(_, scope) => reply(200, &json!({"id": 3, "active": true, "scopes": [scope.name()]})),
+            _ => message(401, "401 Unauthorized"),
+        };
+    }
     let Some(id) = visible_project(shared, asked) else {
         return message(404, "404 Project Not Found");
     };

@@ -10,7 +10,10 @@ use super::repository;
 use super::server::Asked;
 use super::state::{Shared, StoredMergeRequest};
 
-fn document(shared: &Shared, project: &str, found: &StoredMergeRequest) -> Value {
+/// The number of the fork that merge requests from elsewhere come from.
+const FORK: u64 = 900;
+
+fn document(shared: &Shared, (id, project): (u64, &str), found: &StoredMergeRequest) -> Value {
     json!({
         "id": 5_000 + found.iid,
         "iid": found.iid,
@@ -20,6 +23,8 @@ fn document(shared: &Shared, project: &str, found: &StoredMergeRequest) -> Value
         "source_branch": found.source_branch,
         "target_branch": found.target_branch,
         "sha": found.sha,
+        "source_project_id": if found.from_fork { FORK } else { id },
+        "target_project_id": id,
         "web_url": format!("{}/{project}/-/merge_requests/{}", shared.url, found.iid),
         "draft": found.title.starts_with("Draft:"),
         "detailed_merge_status": "preparing",
@@ -43,7 +48,7 @@ pub(super) fn list(shared: &Shared, id: u64, asked: &Asked) -> Response {
                 && wants("source_branch", &merge_request.source_branch)
                 && wants("target_branch", &merge_request.target_branch)
         })
-        .map(|merge_request| document(shared, &project.path, merge_request))
+        .map(|merge_request| document(shared, (id, &project.path), merge_request))
         .collect();
     reply(200, &Value::Array(found))
 }
@@ -54,7 +59,7 @@ pub(super) fn show(shared: &Shared, id: u64, asked: &Asked) -> Response {
     let number = asked.segments[5].parse::<u64>().unwrap_or_default();
     match project.merge_requests.iter().find(|merge_request| merge_request.iid == number) {
         None => message(404, "404 Not found"),
-        Some(found) => reply(200, &document(shared, &project.path, found)),
+        Some(found) => reply(200, &document(shared, (id, &project.path), found)),
     }
 }
 
@@ -79,10 +84,9 @@ pub(super) fn create(shared: &Shared, id: u64, asked: &Asked) -> Response {
     if title.chars().count() > 255 {
         return reply(400, &json!({"message": {"title": ["is too long (maximum is 255 characters)"]}}));
     }
-    let rival = project
-        .merge_requests
-        .iter()
-        .find(|other| other.state == "opened" && other.source_branch == source && other.target_branch == target);
+    let rival = project.merge_requests.iter().find(|other| {
+        other.state == "opened" && !other.from_fork && other.source_branch == source && other.target_branch == target
+    });
     if let Some(rival) = rival {
         let text = format!("Another open merge request already exists for this source branch: !{}", rival.iid);
         return reply(409, &json!({"message": [text]}));
@@ -95,9 +99,10 @@ pub(super) fn create(shared: &Shared, id: u64, asked: &Asked) -> Response {
         target_branch: target.to_owned(),
         state: "opened".to_owned(),
         sha,
+        from_fork: false,
     };
     project.merge_requests.push(made.clone());
-    reply(201, &document(shared, &project.path, &made))
+    reply(201, &document(shared, (id, &project.path), &made))
 }
 
 pub(super) fn update(shared: &Shared, id: u64, asked: &Asked) -> Response {
@@ -119,5 +124,5 @@ pub(super) fn update(shared: &Shared, id: u64, asked: &Asked) -> Response {
         Some("reopen") => "opened".clone_into(&mut found.state),
         _ => {}
     }
-    reply(200, &document(shared, &path, found))
+    reply(200, &document(shared, (id, &path), found))
 }

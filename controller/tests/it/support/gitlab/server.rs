@@ -58,10 +58,15 @@ async fn handle(
     request: Request,
 ) -> Response {
     let asked = read(&shared, request).await;
+    // On a task of its own: what a caller asked for happens even if it hangs up meanwhile.
+    tokio::spawn(settle(shared, scissors, asked)).await.expect("the stand-in does not panic")
+}
+
+async fn settle(shared: Arc<Shared>, scissors: Scissors, asked: Asked) -> Response {
     let route = route_of(&asked);
     let fault = shared.state().take_fault(route);
     let (response, cut) = match fault {
-        Some(Fault::Status { code, retry_after, .. }) => (failure(code, retry_after), false),
+        Some(Fault::Status { code, retry_after, .. }) => (failure(&asked, code, retry_after), false),
         Some(Fault::Nonsense { body, .. }) => (Response::new(Body::from(body)), false),
         Some(Fault::Delay { delay, .. }) => {
             wait(delay).await;
@@ -70,7 +75,7 @@ async fn handle(
         Some(Fault::AnswerLost { .. }) => (act(&shared, route, &asked).await, true),
         Some(Fault::ActedThenStatus { code, .. }) => {
             act(&shared, route, &asked).await;
-            (failure(code, None), false)
+            (failure(&asked, code, None), false)
         }
         None => (act(&shared, route, &asked).await, false),
     };
@@ -139,6 +144,7 @@ fn route_of(asked: &Asked) -> Route {
     let method = asked.method.as_str();
     match (method, segments.as_slice()) {
         ("GET", ["api", "v4", "version"]) => Route::Version,
+        ("GET", ["api", "v4", "personal_access_tokens", "self"]) => Route::OwnToken,
         (_, ["api", "v4", "projects", _, rest @ ..]) => match (method, rest) {
             ("GET", []) => Route::Project,
             ("GET", ["repository", "branches", _]) => Route::Branch,
@@ -180,7 +186,7 @@ fn call(asked: &Asked, route: Route, status: u16) -> Call {
     Call { route, method: asked.method.to_string(), path, body, principal, status }
 }
 
-fn failure(code: u16, retry_after: Option<u64>) -> Response {
+fn failure(asked: &Asked, code: u16, retry_after: Option<u64>) -> Response {
     let text = match code {
         429 => "Retry later\n".to_owned(),
         500.. => format!("<html><head><title>{code}</title></head><body>GitLab is not responding</body></html>"),
@@ -188,6 +194,10 @@ fn failure(code: u16, retry_after: Option<u64>) -> Response {
     };
     let mut response = Response::new(Body::from(text));
     *response.status_mut() = StatusCode::from_u16(code).expect("a fault names a real status");
+    if response.status().is_redirection() {
+        let moved = format!("/moved{}?{}", asked.path, asked.raw_query).parse().expect("a path is a header value");
+        response.headers_mut().insert("location", moved);
+    }
     if let Some(seconds) = retry_after {
         response.headers_mut().insert("retry-after", seconds.into());
     }

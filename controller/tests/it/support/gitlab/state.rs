@@ -13,6 +13,8 @@ pub(crate) enum Route {
     Any,
     /// `GET /version`.
     Version,
+    /// `GET /personal_access_tokens/self`.
+    OwnToken,
     /// `GET /projects/:id`.
     Project,
     /// `GET …/repository/branches/:branch`.
@@ -59,6 +61,15 @@ pub(crate) enum Scope {
 impl Scope {
     pub(super) fn reads_api(self) -> bool {
         matches!(self, Scope::Api | Scope::ReadApi)
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Scope::Api => "api",
+            Scope::ReadApi => "read_api",
+            Scope::ReadRepository => "read_repository",
+            Scope::WriteRepository => "write_repository",
+        }
     }
 
     pub(super) fn pushes(self) -> bool {
@@ -108,6 +119,8 @@ pub(crate) struct StoredMergeRequest {
     pub(crate) target_branch: String,
     pub(crate) state: String,
     pub(crate) sha: String,
+    /// Whether it comes from somebody's fork.
+    pub(crate) from_fork: bool,
 }
 
 /// A note on an issue.
