@@ -1,3 +1,10 @@
 //! The controller's integration tests: one binary, because each one links everything again.
 
 mod derivation;
+mod e2e;
+mod forge_contract;
+mod identity;
+mod logs;
+mod store_contract;
+mod store_crash;
+mod support;
