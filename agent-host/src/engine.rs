@@ -208,6 +208,9 @@ pub struct OutputFrame {
     pub data: Bytes,
 }
 
+/// Takes the lines that a builder prints.
+pub type Progress<'a> = dyn Fn(&str) + Send + Sync + 'a;
+
 /// A stream of output.
 pub type OutputStream = BoxStream<'static, Result<OutputFrame, EngineError>>;
 
@@ -261,7 +264,9 @@ pub enum EngineError {
         detail: String,
     },
     /// The engine is older than we can work with.
-    #[error("use container engine {version} (API {api}): it is too old, API {needed} is needed (Docker 20.10 or newer)")]
+    #[error(
+        "use container engine {version} (API {api}): it is too old, API {needed} is needed (Docker 20.10 or newer)"
+    )]
     TooOld {
         /// Its version.
         version: String,
@@ -305,7 +310,9 @@ pub enum EngineError {
         detail: String,
     },
     /// No room left.
-    #[error("{action}: no space left on the engine's disk ({detail}); free some, for example with `docker system df` and `devfleet sweep`")]
+    #[error(
+        "{action}: no space left on the engine's disk ({detail}); free some, for example with `docker system df` and `devfleet sweep`"
+    )]
     DiskFull {
         /// What was tried.
         action: String,
@@ -370,17 +377,23 @@ pub trait Engine: Send + Sync + 'static {
     /// Looks for an image that is here.
     async fn image(&self, reference: &str) -> Result<Option<ImageFacts>, EngineError>;
     /// Pulls an image from its registry.
-    async fn pull(&self, reference: &str, platform: &str, login: Option<&RegistryCredential>) -> Result<ImageFacts, EngineError>;
+    async fn pull(
+        &self,
+        reference: &str,
+        platform: &str,
+        login: Option<&RegistryCredential>,
+    ) -> Result<ImageFacts, EngineError>;
     /// Builds an image; what the builder prints goes to `progress`, a line at a time.
-    async fn build(&self, build: &ImageBuild, progress: &(dyn Fn(&str) + Send + Sync)) -> Result<ImageFacts, EngineError>;
-    /// Makes a network. One of that name with the same addresses is already so.
+    async fn build(&self, build: &ImageBuild, progress: &Progress<'_>) -> Result<ImageFacts, EngineError>;
+    /// Makes a network. One of that name is already so, whatever its addresses.
     async fn ensure_network(&self, network: &NetworkSpec) -> Result<(), EngineError>;
     /// Makes a named volume.
     async fn ensure_volume(&self, name: &str, labels: &Labels) -> Result<(), EngineError>;
     /// Makes a container without starting it. One of that name is already so.
     async fn ensure_container(&self, container: &ContainerSpec) -> Result<(), EngineError>;
     /// Starts a made container. With `input` it attaches first, writes these bytes to the first process and closes its
-    /// input; with `attach` it returns the output. The bytes may be secret and leave no trace.
+    /// input; with `attach` it returns the output. The bytes may be secret and leave no trace. A container that was
+    /// started before is already so, even if it has ended: nothing is written to it and it is not run again.
     async fn start(&self, name: &str, input: Option<&[u8]>, attach: bool) -> Result<Attached, EngineError>;
     /// Says what a container is doing; `None` if there is none.
     async fn state(&self, name: &str) -> Result<Option<ContainerState>, EngineError>;

@@ -1,1 +1,339 @@
-//! Part of the host daemon.
+//! The images of environments: pulled when absent, built once per recipe, kept.
+//!
+//! An image's cache key covers everything that goes into it: the recipe with its files, the base image's content and
+//! user, the platform, and our way of building. The same key means there is nothing to do. However many attempts need
+//! an image at once, this process pulls or builds it once, and the others wait.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use devfleet_shared::attempt::FailureReason;
+use devfleet_shared::clock::Timestamp;
+use devfleet_shared::environment::{Recipe, RecipeFile};
+use devfleet_shared::id::{Digest, HostId, hex};
+use sha2::Digest as _;
+
+use super::{Note, host_labels, reason_of};
+use crate::engine::{EngineError, ImageBuild, ImageFacts, Labels, RegistryCredential, SharedEngine, label};
+
+/// The name under which all our images stand.
+const REPOSITORY: &str = "devfleet/box";
+/// The status with which a recipe says that the base image lacks git and every known package manager.
+const NO_PACKAGE_MANAGER: &str = "returned a non-zero code: 42";
+
+/// Why an image cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The engine failed: at a pull, a build, or in between.
+    #[error("get image {image}")]
+    Engine {
+        /// The image.
+        image: String,
+        /// What the engine said.
+        #[source]
+        source: EngineError,
+    },
+    /// The image is here and does not serve.
+    #[error("use image {image}: {why}")]
+    Unusable {
+        /// The CI image.
+        image: String,
+        /// Why, and what to do.
+        why: &'static str,
+    },
+    /// A file that goes into the image is not there.
+    #[error(
+        "read {path} for the image's file {name}: install it on this host, or correct the path in the controller's configuration"
+    )]
+    File {
+        /// Its name in the image's recipe.
+        name: String,
+        /// Its path on this host.
+        path: String,
+        /// What the disk said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that goes into the image is another than was approved.
+    #[error(
+        "use {path} for the image's file {name}: it holds {found}, {wanted} was approved; install the approved version on this host, or submit the job again"
+    )]
+    FileChanged {
+        /// Its name in the image's recipe.
+        name: String,
+        /// Its path on this host.
+        path: String,
+        /// What was approved.
+        wanted: Digest,
+        /// What is there.
+        found: Digest,
+    },
+}
+
+impl ImageError {
+    /// Returns the class of the failure.
+    pub fn reason(&self) -> FailureReason {
+        match self {
+            ImageError::Engine { source, .. } => reason_of(source),
+            ImageError::Unusable { .. } => FailureReason::ImageUnusable,
+            ImageError::File { .. } | ImageError::FileChanged { .. } => FailureReason::ImageBuild,
+        }
+    }
+}
+
+/// An image that is needed.
+pub struct ImageRequest<'a> {
+    /// What it is made from.
+    pub recipe: &'a Recipe,
+    /// The CI image, as the recipe's `FROM` names it.
+    pub base: &'a str,
+    /// The platform of the CI image; empty: the engine's own.
+    pub platform: &'a str,
+    /// Registries (`registry.example.com`), and the credential for each.
+    pub logins: &'a [(String, RegistryCredential)],
+    /// When, for the label.
+    pub created: Timestamp,
+    /// Takes lines for the job's log.
+    pub note: &'a Note<'a>,
+}
+
+/// Gets images, each one once at a time.
+pub struct Images {
+    engine: SharedEngine,
+    host: HostId,
+    /// One lock per image that is being made. Locks that nobody holds are dropped.
+    flights: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl Images {
+    /// Gets images onto this engine, labelled with this host.
+    pub fn new(engine: SharedEngine, host: HostId) -> Self {
+        Self { engine, host, flights: Mutex::default() }
+    }
+
+    /// Returns the image of a recipe: as it is if one with the same key is here, else built.
+    pub async fn ensure(&self, request: &ImageRequest<'_>) -> Result<ImageFacts, ImageError> {
+        let base = self.present(request.base, request.platform, request.logins, request.note).await?;
+        let key = key_of(request, &base);
+        let tag = format!("{REPOSITORY}:{}", &key.hex()[..24]);
+        if let Some(image) = self.with_key(&tag, &key).await? {
+            return Ok(image);
+        }
+        let lock = self.flight(&tag);
+        let _turn = match lock.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => {
+                (request.note)("waiting for another job that builds the same image");
+                lock.lock().await
+            }
+        };
+        match self.with_key(&tag, &key).await? {
+            Some(image) => Ok(image),
+            None => self.build(request, &base, &key, tag).await,
+        }
+    }
+
+    /// Returns an image by name: as it is if it is here, else pulled.
+    pub async fn present(
+        &self,
+        reference: &str,
+        platform: &str,
+        logins: &[(String, RegistryCredential)],
+        note: &Note<'_>,
+    ) -> Result<ImageFacts, ImageError> {
+        let failed = |source| ImageError::Engine { image: reference.to_owned(), source };
+        if let Some(image) = self.engine.image(reference).await.map_err(failed)? {
+            return Ok(image);
+        }
+        let lock = self.flight(&format!("pull {reference} {platform}"));
+        let _turn = lock.lock().await;
+        if let Some(image) = self.engine.image(reference).await.map_err(failed)? {
+            return Ok(image);
+        }
+        note(&format!("pulling image {reference}"));
+        let registry = registry_of(reference);
+        let login = logins.iter().find(|(of, _)| of == registry).map(|(_, login)| login);
+        self.engine.pull(reference, platform, login).await.map_err(failed)
+    }
+
+    async fn with_key(&self, tag: &str, key: &Digest) -> Result<Option<ImageFacts>, ImageError> {
+        let found = self.engine.image(tag).await;
+        let found = found.map_err(|source| ImageError::Engine { image: tag.to_owned(), source })?;
+        Ok(found.filter(|image| image.labels.get(label::IMAGE_KEY).map(String::as_str) == Some(key.as_str())))
+    }
+
+    async fn build(
+        &self,
+        request: &ImageRequest<'_>,
+        base: &ImageFacts,
+        key: &Digest,
+        tag: String,
+    ) -> Result<ImageFacts, ImageError> {
+        let files = check_files(request.recipe.files.clone()).await?;
+        (request.note)(&format!("building the image on top of {}", request.base));
+        let ours = host_labels(&self.host);
+        let mut labels = ours.clone();
+        labels.insert(label::ROLE.into(), "image".into());
+        labels.insert(label::IMAGE_KEY.into(), key.to_string());
+        labels.insert(label::CREATED.into(), request.created.0.to_string());
+        let build = ImageBuild {
+            tag,
+            dockerfile: labelled(&request.recipe.dockerfile, &ours),
+            arguments: BTreeMap::from([("DEVFLEET_USER".into(), user_of(base).into())]),
+            files,
+            labels,
+            platform: request.recipe.platform.clone(),
+        };
+        self.engine.build(&build, &|line| (request.note)(line)).await.map_err(|error| build_error(request.base, error))
+    }
+
+    fn flight(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = flights.get(name).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::new(tokio::sync::Mutex::new(()));
+        flights.insert(name.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
+}
+
+/// Returns the cache key: over everything that goes into the image.
+fn key_of(request: &ImageRequest<'_>, base: &ImageFacts) -> Digest {
+    Digest::over([
+        request.recipe.digest.as_str().as_bytes(),
+        base.id.as_bytes(),
+        user_of(base).as_bytes(),
+        Recipe::BUILDER_VERSION.as_bytes(),
+        request.recipe.platform.as_bytes(),
+        request.platform.as_bytes(),
+    ])
+}
+
+/// An image without a user runs as root; `USER` wants a name.
+fn user_of(image: &ImageFacts) -> &str {
+    if image.user.is_empty() { "root" } else { &image.user }
+}
+
+/// Puts our labels behind every `FROM`: what an aborted build leaves behind is then found by them.
+fn labelled(dockerfile: &str, labels: &Labels) -> String {
+    let label: String = labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+    let mut text = String::new();
+    for line in dockerfile.lines() {
+        text.extend([line, "\n"]);
+        if line.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case("from")) {
+            text.extend(["LABEL", &label, "\n"]);
+        }
+    }
+    text
+}
+
+fn build_error(image: &str, error: EngineError) -> ImageError {
+    let detail = match &error {
+        EngineError::Build { detail, .. } | EngineError::NotRunnable { detail, .. } => detail.as_str(),
+        _ => "",
+    };
+    let no_shell = detail.contains("exec: \"/bin/sh\"") || detail.contains("executable file not found");
+    let why = if no_shell {
+        "it has no shell (/bin/sh), so no step can run in it; choose a CI image with one"
+    } else if detail.contains("exec format error") {
+        "it was made for another kind of processor than this host has; choose a CI image for this platform"
+    } else if detail.contains(NO_PACKAGE_MANAGER) {
+        "it has no git, and no package manager that could add it; choose a CI image with git in it"
+    } else {
+        return ImageError::Engine { image: image.to_owned(), source: error };
+    };
+    ImageError::Unusable { image: image.to_owned(), why }
+}
+
+/// Returns the registry that an image name names; Docker's own when it names none.
+fn registry_of(reference: &str) -> &str {
+    match reference.split_once('/') {
+        Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,
+        _ => "docker.io",
+    }
+}
+
+/// Checks that the files for an image hold what was approved. Reads them whole, so off the async threads.
+async fn check_files(files: Vec<RecipeFile>) -> Result<Vec<(String, PathBuf)>, ImageError> {
+    let check = move || files.into_iter().map(check_file).collect();
+    match tokio::task::spawn_blocking(check).await {
+        Ok(checked) => checked,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn check_file(file: RecipeFile) -> Result<(String, PathBuf), ImageError> {
+    match file_digest(&file.host_path) {
+        Ok(found) if found == file.digest => Ok((file.name, file.host_path.into())),
+        Ok(found) => Err(ImageError::FileChanged { name: file.name, path: file.host_path, wanted: file.digest, found }),
+        Err(source) => Err(ImageError::File { name: file.name, path: file.host_path, source }),
+    }
+}
+
+fn file_digest(path: &str) -> std::io::Result<Digest> {
+    let mut file = std::fs::File::open(path)?;
+    let mut hasher = sha2::Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+    format!("sha256:{}", hex(&hasher.finalize())).parse().map_err(std::io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_registry_is_the_first_part_when_it_looks_like_a_host() {
+        for (reference, registry) in [
+            ("python:3.11", "docker.io"),
+            ("team/app", "docker.io"),
+            ("registry.example.com/team/app:1", "registry.example.com"),
+            ("localhost/app", "localhost"),
+            ("build-host:5000/app", "build-host:5000"),
+        ] {
+            assert_eq!(registry_of(reference), registry, "{reference}");
+        }
+    }
+
+    #[test]
+    fn labels_stand_behind_every_from() {
+        let labels = Labels::from([("a.b".into(), "c".into())]);
+        let text = labelled("FROM x AS one\nRUN from y\nfrom z\nUSER a", &labels);
+        assert_eq!(text, "FROM x AS one\nLABEL a.b=c\nRUN from y\nfrom z\nLABEL a.b=c\nUSER a\n");
+    }
+
+    #[test]
+    fn build_failures_that_a_person_can_act_on_are_told_apart() {
+        let reason =
+            |detail: &str| build_error("x", EngineError::Build { tag: "t".into(), detail: detail.into() }).reason();
+        assert_eq!(reason("The command '/bin/sh -c :' returned a non-zero code: 42"), FailureReason::ImageUnusable);
+        assert_eq!(reason("exec: \"/bin/sh\": stat /bin/sh: no such file or directory"), FailureReason::ImageUnusable);
+        assert_eq!(
+            reason("standard_init_linux.go:228: exec user process caused: exec format error"),
+            FailureReason::ImageUnusable
+        );
+        assert_eq!(reason("returned a non-zero code: 100"), FailureReason::ImageBuild);
+    }
+
+    #[test]
+    fn a_file_is_compared_with_what_was_approved() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("agent");
+        std::fs::write(&path, b"agent").expect("a file");
+        let file = |digest| RecipeFile { name: "agent".into(), host_path: path.display().to_string(), digest };
+        assert!(check_file(file(Digest::of(b"agent"))).is_ok());
+        let changed = check_file(file(Digest::of(b"other"))).expect_err("another content");
+        assert!(matches!(&changed, ImageError::FileChanged { .. }) && changed.to_string().contains("approved"));
+        std::fs::remove_file(&path).expect("removed");
+        assert!(matches!(check_file(file(Digest::of(b"agent"))), Err(ImageError::File { .. })));
+    }
+}

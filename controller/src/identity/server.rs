@@ -4,17 +4,30 @@
 //! host that joins. Nothing is resumed, so a connection never carries a certificate over from an older one. The
 //! listener's own certificate can be replaced while connections stand.
 
+use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use devfleet_shared::id::HostId;
 use devfleet_shared::tls;
+use futures_util::stream::{self, Stream};
 use rustls::crypto::ring;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
+use tracing::{debug, warn};
 
 use super::authority::{Authority, Issued, chain};
 use super::{IdentityError, host_of};
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Whoever comes while so many shake hands waits in the kernel's queue.
+const HANDSHAKES: usize = 256;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Settings for the listener, and the handle by which its certificate is replaced.
 #[derive(Debug, Clone)]
@@ -38,11 +51,54 @@ impl ServerTls {
         Arc::clone(&self.config)
     }
 
+    /// Accepts connections, for `serve_with_incoming`. Handshakes run side by side, and none takes longer than 5 s; who
+    /// fails at it is dropped. Never ends by itself.
+    pub fn incoming(&self, listener: TcpListener) -> impl Stream<Item = io::Result<TlsStream<TcpStream>>> + use<> {
+        let accepting = Accepting { listener, acceptor: TlsAcceptor::from(self.config()), handshakes: JoinSet::new() };
+        stream::unfold(accepting, |mut accepting| async move { Some((Ok(accepting.next().await), accepting)) })
+    }
+
     /// Shows this certificate to whoever connects from now on; standing connections stay.
     pub fn replace(&self, authority: &Authority, issued: &Issued) -> Result<(), IdentityError> {
         let fresh = Arc::new(certified_key(authority, issued)?);
         *self.certificate.0.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
+    }
+}
+
+struct Accepting {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    handshakes: JoinSet<io::Result<TlsStream<TcpStream>>>,
+}
+
+impl Accepting {
+    async fn next(&mut self) -> TlsStream<TcpStream> {
+        loop {
+            tokio::select! {
+                Some(finished) = self.handshakes.join_next() => match finished {
+                    Ok(Ok(stream)) => return stream,
+                    Ok(Err(error)) => debug!(%error, "handshake failed"),
+                    Err(error) => debug!(%error, "handshake ended early"),
+                },
+                accepted = self.listener.accept(), if self.handshakes.len() < HANDSHAKES => match accepted {
+                    Ok((tcp, _)) => self.shake_hands(tcp),
+                    Err(error) => {
+                        // Out of file descriptors, most likely: trying at once would only spin.
+                        warn!(%error, "no connection accepted");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+
+    fn shake_hands(&mut self, tcp: TcpStream) {
+        let acceptor = self.acceptor.clone();
+        self.handshakes.spawn(async move {
+            tcp.set_nodelay(true)?;
+            tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await?
+        });
     }
 }
 

@@ -19,9 +19,9 @@ use crate::store::{Change, Commit, Compare, Entry, Revision, SharedStore, StoreE
 
 const PEOPLE: &str = "/devfleet/v1/tokens/";
 const JOINING: &str = "/devfleet/v1/join-tokens/";
-const JOIN_TTL_MAX: Duration = Duration::from_hours(24);
+const JOIN_TTL_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// Spent join tokens are remembered this long, to say why they do not work.
-const JOIN_MEMORY: Duration = Duration::from_hours(24);
+const JOIN_MEMORY: Duration = Duration::from_secs(24 * 3_600);
 /// How often a lost race is run again before the store is called unreachable.
 const RACES: usize = 16;
 
@@ -313,4 +313,148 @@ fn split<'a, const PARTS: usize>(token: &'a str, kind: &str) -> Option<[&'a str;
 
 fn random_hex<const BYTES: usize>() -> String {
     hex(&rand::random::<[u8; BYTES]>())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::embedded::Embedded;
+
+    const START: Timestamp = Timestamp(1_800_000_000_000);
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn tokens() -> (tempfile::TempDir, SharedStore, Clock, Tokens) {
+        let directory = tempfile::tempdir().expect("dir");
+        let clock = Clock::fixed(START);
+        let store: SharedStore = Embedded::open(&directory.path().join("store"), clock.clone()).expect("store");
+        let tokens = Tokens::new(Arc::clone(&store), clock.clone());
+        (directory, store, clock, tokens)
+    }
+
+    fn altered(token: &Secret, part: usize) -> String {
+        let mut parts: Vec<String> = token.expose().split('_').map(str::to_owned).collect();
+        let first = if parts[part].starts_with('0') { "1" } else { "0" };
+        parts[part].replace_range(..1, first);
+        parts.join("_")
+    }
+
+    #[tokio::test]
+    async fn a_token_says_who_calls_until_it_expires_or_is_revoked() {
+        let (_directory, _store, clock, tokens) = tokens();
+        assert!(!tokens.any().await.expect("any"));
+        let (lasting, lasting_text) = tokens.create(" alice ", Role::Operator, None).await.expect("created");
+        let (_, brief_text) = tokens.create("ci", Role::Submitter, Some(HOUR)).await.expect("created");
+        let alice = Caller::Person { name: "alice".into(), role: Role::Operator };
+        assert_eq!(tokens.authenticate(lasting_text.expose()).await.expect("known"), alice);
+        let ci = Caller::Person { name: "ci".into(), role: Role::Submitter };
+        assert_eq!(tokens.authenticate(brief_text.expose()).await.expect("known"), ci);
+        assert_eq!(tokens.list().await.expect("list").len(), 2);
+
+        clock.advance(HOUR);
+        let expired = tokens.authenticate(brief_text.expose()).await.expect_err("expired");
+        assert!(matches!(expired, Unauthenticated::Expired(at) if at == START.after(HOUR)), "{expired:?}");
+        assert!(tokens.any().await.expect("any"));
+        tokens.revoke(&lasting.id).await.expect("revoked");
+        tokens.revoke(&lasting.id).await.expect("already so");
+        let revoked = tokens.authenticate(lasting_text.expose()).await.expect_err("revoked");
+        assert!(matches!(revoked, Unauthenticated::Revoked(_)), "{revoked:?}");
+        assert!(!tokens.any().await.expect("any"));
+        assert!(matches!(tokens.revoke("0000").await, Err(IdentityError::NoSuchToken(_))));
+        for error in [expired, revoked] {
+            assert!(error.to_string().contains("devfleet tokens create"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn wrong_tokens_are_told_from_malformed_ones() {
+        let (_directory, _store, _clock, tokens) = tokens();
+        let (_, text) = tokens.create("alice", Role::Viewer, None).await.expect("created");
+        let (join, _) = tokens.create_join(HOUR, &Digest::of(b"ca")).await.expect("created");
+        for wrong in [altered(&text, 1), altered(&text, 2)] {
+            let refused = tokens.authenticate(&wrong).await.expect_err("wrong");
+            assert!(matches!(refused, Unauthenticated::Unknown), "{refused:?}");
+        }
+        let cut = &text.expose()[..20];
+        for malformed in ["", "hello", cut, join.expose(), "dft__", "dft_../../x_ab", &format!("{}_00", text.expose())]
+        {
+            let refused = tokens.authenticate(malformed).await.expect_err("malformed");
+            assert!(matches!(refused, Unauthenticated::Malformed), "{malformed:?}: {refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_join_token_lets_exactly_one_host_join() {
+        let (_directory, _store, clock, tokens) = tokens();
+        let authority = Digest::of(b"ca");
+        let (text, expires) = tokens.create_join(HOUR, &authority).await.expect("created");
+        assert_eq!(expires, START.after(HOUR));
+        assert!(text.expose().starts_with("dfj_") && text.expose().ends_with(authority.hex()));
+        for wrong in [altered(&text, 1), altered(&text, 2), "dfj_".to_owned(), "hello".to_owned()] {
+            let refused = tokens.redeem_join(&wrong, &HostId::random()).await.expect_err("wrong");
+            assert!(matches!(refused, JoinRefused::Wrong), "{refused:?}");
+        }
+        let mut racers = tokio::task::JoinSet::new();
+        for _ in 0..16 {
+            let (tokens, text) = (tokens.clone(), text.clone());
+            racers.spawn(async move {
+                let host = HostId::random();
+                tokens.redeem_join(text.expose(), &host).await.map(|()| host)
+            });
+        }
+        let (joined, refused): (Vec<_>, Vec<_>) = racers.join_all().await.into_iter().partition(Result::is_ok);
+        let [Ok(winner)] = joined.as_slice() else { panic!("{} hosts joined", joined.len()) };
+        for refused in refused {
+            let refused = refused.expect_err("refused");
+            assert!(matches!(&refused, JoinRefused::Used(host) if host == winner), "{refused:?}");
+            assert!(refused.to_string().contains("devfleet join-token create"));
+        }
+        let (late, expires) = tokens.create_join(HOUR, &authority).await.expect("created");
+        clock.advance(HOUR);
+        let refused = tokens.redeem_join(late.expose(), &HostId::random()).await.expect_err("expired");
+        assert!(matches!(refused, JoinRefused::Expired(at) if at == expires), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn spent_join_tokens_are_remembered_for_a_day_and_then_forgotten() {
+        let (_directory, store, clock, tokens) = tokens();
+        let authority = Digest::of(b"ca");
+        tokens.create_join(HOUR, &authority).await.expect("created");
+        for (passed, left) in [(JOIN_MEMORY, 2), (HOUR + Duration::from_secs(1), 2)] {
+            clock.advance(passed);
+            tokens.create_join(HOUR, &authority).await.expect("created");
+            assert_eq!(store.range(JOINING).await.expect("range").entries.len(), left);
+        }
+    }
+
+    #[tokio::test]
+    async fn neither_debug_output_nor_the_store_holds_a_tokens_secret() {
+        let (directory, store, _clock, tokens) = tokens();
+        let (record, text) = tokens.create("alice", Role::Viewer, None).await.expect("created");
+        let (join, _) = tokens.create_join(HOUR, &Digest::of(b"ca")).await.expect("created");
+        let secret = |text: &Secret| text.expose().split('_').nth(2).expect("secret").to_owned();
+        let shown = format!("{record:?} {text:?} {join:?} {tokens:?} {store:?}", store = store.range("").await);
+        drop((tokens, store));
+        let file = std::fs::read(directory.path().join("store")).expect("file");
+        for secret in [secret(&text), secret(&join)] {
+            assert_eq!(secret.len(), 64);
+            assert!(!shown.contains(&secret));
+            assert!(!file.windows(secret.len()).any(|window| window == secret.as_bytes()));
+        }
+        assert!(!format!("{record:?}").contains(record.hash.0.hex()));
+    }
+
+    #[tokio::test]
+    async fn names_and_times_out_of_bounds_are_refused() {
+        let (_directory, _store, _clock, tokens) = tokens();
+        for name in ["", "  ", "a\nb", &"x".repeat(101)] {
+            assert!(matches!(tokens.create(name, Role::Viewer, None).await, Err(IdentityError::BadTokenName)));
+        }
+        let zero = tokens.create("a", Role::Viewer, Some(Duration::ZERO)).await;
+        assert!(matches!(zero, Err(IdentityError::BadTtl(_))));
+        for ttl in [Duration::ZERO, JOIN_TTL_MAX + HOUR] {
+            assert!(matches!(tokens.create_join(ttl, &Digest::of(b"")).await, Err(IdentityError::BadTtl(_))));
+        }
+    }
 }

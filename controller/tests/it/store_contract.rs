@@ -90,6 +90,7 @@ async fn head(store: &SharedStore) -> Revision {
 async fn gone(store: &SharedStore, key: &str) {
     let looking = async {
         while store.get(key).await.expect("get").is_some() {
+            // sleep: the pace at which the state is looked at
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -332,12 +333,14 @@ async fn a_lease_that_ends_takes_its_keys_along(store: &SharedStore) {
 }
 
 async fn a_lease_kept_alive_stays(store: &SharedStore) {
-    let (kept, left) = tokio::join!(store.grant_lease(Duration::from_secs(2)), store.grant_lease(Duration::from_secs(2)));
+    let (kept, left) =
+        tokio::join!(store.grant_lease(Duration::from_secs(2)), store.grant_lease(Duration::from_secs(2)));
     let (kept, left) = (kept.expect("lease"), left.expect("lease"));
     assert_ne!(kept, left);
     commit(store, vec![], vec![leased("alive/kept", kept), leased("alive/left", left)]).await;
     let keeping = async {
         loop {
+            // sleep: the pace of keep-alives, well within the lease
             tokio::time::sleep(Duration::from_millis(300)).await;
             store.keep_alive(kept).await.expect("kept alive in time");
         }
