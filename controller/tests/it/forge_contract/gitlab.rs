@@ -232,6 +232,9 @@ async fn what_reaches_gitlab_commands_nothing() {
     let made = ground.stand_in.merge_requests(&ground.project).remove(0);
     assert_eq!(made.description, "fine\n\u{200B}/merge\n  \u{200B}/approve");
     assert_eq!((made.title.chars().count(), made.title.contains('\n')), (255, false));
+    let asked = ground.stand_in.ledger().into_iter().find(|call| call.route == Route::CreateMergeRequest);
+    let body = asked.expect("it was asked for").body;
+    assert!(body.contains(r#""target_branch":"main""#) && !body.contains("\\n/merge"), "{body}");
 }
 
 #[tokio::test]
