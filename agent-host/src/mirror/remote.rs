@@ -9,7 +9,7 @@ use super::{GitLogin, MirrorError, PUSH_WITHIN};
 
 const MISSING: [&str; 6] = [
     "Repository not found", "returned error: 404", "does not appear to be a git repository", "does not exist",
-    "repository not found", "could not be found",
+    "repository not found", "' not found",
 ];
 
 const REFUSED: [&str; 8] = [
