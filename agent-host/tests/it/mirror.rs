@@ -21,7 +21,12 @@ fn git(dir: &Path, args: &[&str]) -> String {
         .args(["-c", "protocol.file.allow=always"])
         .args(args)
         .envs([("GIT_CONFIG_GLOBAL", "/dev/null"), ("GIT_CONFIG_NOSYSTEM", "1")])
-        .envs([("GIT_AUTHOR_NAME", "a"), ("GIT_AUTHOR_EMAIL", "a@b"), ("GIT_COMMITTER_NAME", "a"), ("GIT_COMMITTER_EMAIL", "a@b")])
+        .envs([
+            ("GIT_AUTHOR_NAME", "a"),
+            ("GIT_AUTHOR_EMAIL", "a@b"),
+            ("GIT_COMMITTER_NAME", "a"),
+            ("GIT_COMMITTER_EMAIL", "a@b"),
+        ])
         .output()
         .expect("git");
     assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -219,7 +224,8 @@ async fn a_bundle_is_taken_in_compared_and_pushed_once() {
     assert_eq!(imported.commit, commit);
     assert!(imported.diff.contains("+world") && !imported.diff_truncated, "{}", imported.diff);
     let mirror = bench.mirrors.fetch(&bench.url(), None, &bench.base).await.expect("mirror");
-    let seen = Command::new("git").arg("--git-dir").arg(&mirror).args(["cat-file", "-e", &commit]).status().expect("git");
+    let seen =
+        Command::new("git").arg("--git-dir").arg(&mirror).args(["cat-file", "-e", &commit]).status().expect("git");
     assert!(!seen.success(), "other jobs do not see it");
     bench.mirrors.push(&bench.url(), None, &commit, BRANCH).await.expect("push");
     assert_eq!(bench.branch_at_origin(BRANCH), Some(commit.clone()));
@@ -251,7 +257,10 @@ async fn the_remotes_own_words_tell_why_it_refused() {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&hook, mode).expect("mode");
     let refused = bench.mirrors.push(&bench.url(), None, &commit, BRANCH).await.expect_err("refused");
-    assert!(matches!(&refused, MirrorError::PushRejected { detail, .. } if detail.contains("not allowed")), "{refused}");
+    assert!(
+        matches!(&refused, MirrorError::PushRejected { detail, .. } if detail.contains("not allowed")),
+        "{refused}"
+    );
 }
 
 #[tokio::test]
