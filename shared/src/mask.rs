@@ -124,7 +124,8 @@ impl Search {
                 }
                 if self.automaton.is_match(state) {
                     let ends = 0..self.automaton.match_len(state);
-                    let longest = ends.map(|n| self.automaton.pattern_len(self.automaton.match_pattern(state, n))).max();
+                    let longest =
+                        ends.map(|n| self.automaton.pattern_len(self.automaton.match_pattern(state, n))).max();
                     self.found[slot] = longest.unwrap_or(0) as u32;
                 }
             }
