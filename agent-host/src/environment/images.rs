@@ -213,9 +213,9 @@ fn key_of(request: &ImageRequest<'_>, base: &ImageFacts) -> Digest {
     ])
 }
 
-/// An image without a user runs as root; `USER` wants a name.
+/// An image without a user runs as root: by number, since small images have no /etc/passwd with the name.
 fn user_of(image: &ImageFacts) -> &str {
-    if image.user.is_empty() { "root" } else { &image.user }
+    if image.user.is_empty() { "0" } else { &image.user }
 }
 
 /// Puts our labels behind every `FROM`: what an aborted build leaves behind is then found by them.
@@ -241,6 +241,8 @@ fn build_error(image: &str, error: EngineError) -> ImageError {
         "it has no shell (/bin/sh), so no step can run in it; choose a CI image with one"
     } else if detail.contains("exec format error") {
         "it was made for another kind of processor than this host has; choose a CI image for this platform"
+    } else if detail.contains("unable to find user root") {
+        "it has no root user in /etc/passwd, so nothing can be installed in it; choose a CI image with one"
     } else if detail.contains(NO_PACKAGE_MANAGER) {
         "it has no git, and no package manager that could add it; choose a CI image with git in it"
     } else {
