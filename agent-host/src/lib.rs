@@ -4,6 +4,7 @@
 //! unbuilds a devbox on the `engine`, `output` and `spool` bring its log home, `sweeper` removes what nobody owns.
 
 pub mod config;
+pub mod daemon;
 pub mod identity;
 
 pub mod session;

@@ -1,1 +1,267 @@
-//! Part of the host daemon.
+//! The one stream to the controller: hello, welcome, then assignments down and reports up. This side dials.
+//!
+//! ```text
+//! dial ─▶ Hello{owned, inventory} ─▶ Welcome ─▶ heartbeats, reports, inventory ▲   assignments, acks, sweeps ▼
+//!   ▲ backoff with jitter                          │ broken, or three heartbeats without an answer
+//!   ╰──────────────────────────────────────────────╯
+//! ```
+//! Nothing is lost with a stream: reports are repeated until acknowledged, and the next welcome brings the full set.
+
+pub mod inventory;
+mod sweeping;
+pub mod wire;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use devfleet_proto::convert::WireError;
+use devfleet_proto::v1::controller_message::Kind as Down;
+use devfleet_proto::v1::host_message::Kind as Up;
+use devfleet_proto::v1::{ControllerMessage, Heartbeat, Hello, HostInventory, HostMessage, ReportAck, SweepResult};
+use devfleet_shared::backoff::Backoff;
+use devfleet_shared::error::Chain;
+use devfleet_shared::id::AttemptId;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use crate::spool::shipping::Dial;
+use crate::supervisor::SupervisorHandle;
+use inventory::Inventory;
+pub use sweeping::Sweeping;
+
+/// The pace of new connections.
+const RECONNECT: Backoff = Backoff { first: Duration::from_millis(200), ceiling: Duration::from_secs(10) };
+/// How long a connection and its welcome may take.
+const WELCOME: Duration = Duration::from_secs(15);
+/// How long one message may wait for room on the stream.
+const SEND: Duration = Duration::from_secs(10);
+/// How often the inventory is sent.
+const INVENTORY: Duration = Duration::from_secs(30);
+/// How often a report is repeated that was not acknowledged.
+const REPEAT: Duration = Duration::from_secs(5);
+/// How long changes are gathered before they are reported.
+const GATHER: Duration = Duration::from_millis(50);
+/// After how many heartbeats without an answer a stream counts as broken.
+const UNANSWERED: u32 = 3;
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No connection.
+    #[error("reach the controller")]
+    Dial(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The controller refuses, or the stream broke.
+    #[error("speak with the controller: {code:?}: {message}", code = .0.code(), message = .0.message())]
+    Status(Box<Status>),
+    /// The controller ended the stream.
+    #[error("speak with the controller: it ended the session")]
+    Ended,
+    /// The controller is silent.
+    #[error("hear from the controller: no answer for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The controller says what cannot be understood.
+    #[error("understand the controller")]
+    Wire(#[from] WireError),
+    /// The first message was no welcome.
+    #[error("understand the controller: it did not begin with a welcome")]
+    NoWelcome,
+}
+
+impl From<Status> for SessionError {
+    fn from(status: Status) -> Self {
+        SessionError::Status(Box::new(status))
+    }
+}
+
+/// The session of one host with its controller.
+pub struct Session {
+    /// Makes connections.
+    pub dial: Arc<dyn Dial>,
+    /// Where assignments go and reports come from.
+    pub supervisor: SupervisorHandle,
+    /// Looks at the host.
+    pub inventory: Inventory,
+    /// Answers sweep orders.
+    pub sweeping: Arc<Sweeping>,
+    /// Random at each start of the daemon.
+    pub incarnation: String,
+    /// Becomes true with the first welcome.
+    pub welcomed: watch::Sender<bool>,
+}
+
+/// One stream.
+struct Stream {
+    up: mpsc::Sender<HostMessage>,
+    down: Streaming<ControllerMessage>,
+    /// When each heartbeat was sent that has no answer yet.
+    unanswered: VecDeque<(u64, Instant)>,
+    beat: u64,
+    /// The newest report of each attempt that was sent on this stream, and when.
+    sent: BTreeMap<AttemptId, (u64, Instant)>,
+    sweeps: JoinSet<SweepResult>,
+    looks: JoinSet<HostInventory>,
+}
+
+impl Session {
+    /// Keeps a stream to the controller until the daemon stops.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut failures = 0;
+        loop {
+            let mut greeted = false;
+            let outcome = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                outcome = self.hold(&mut greeted) => outcome,
+            };
+            failures = if greeted { 1 } else { failures + 1 };
+            let error = match outcome {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            let pause = RECONNECT.pause(failures, Backoff::jitter());
+            tracing::warn!(error = %Chain(&error), pause_ms = pause.as_millis() as u64, "no session with the controller");
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Opens one stream and holds it until it breaks.
+    async fn hold(&self, greeted: &mut bool) -> Result<std::convert::Infallible, SessionError> {
+        let opened = tokio::time::timeout(WELCOME, self.open()).await;
+        let (mut stream, interval) = opened.map_err(|_| SessionError::Silent(WELCOME))??;
+        *greeted = true;
+        self.welcomed.send_replace(true);
+        let mut heartbeat = tokio::time::interval(interval);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut inventory = tokio::time::interval(INVENTORY);
+        let mut repeat = tokio::time::interval(REPEAT);
+        let mut changes = self.supervisor.board().changes();
+        loop {
+            tokio::select! {
+                message = stream.down.message() => {
+                    let message = message?.ok_or(SessionError::Ended)?;
+                    self.hear(&mut stream, message).await?;
+                }
+                _ = heartbeat.tick() => stream.beat(interval).await?,
+                _ = inventory.tick() => stream.look(&self.inventory),
+                _ = repeat.tick() => self.report(&mut stream).await?,
+                _ = changes.changed() => {
+                    tokio::time::sleep(GATHER).await;
+                    changes.mark_unchanged();
+                    self.report(&mut stream).await?;
+                }
+                Some(Ok(found)) = stream.looks.join_next() => stream.send(Up::Inventory(found)).await?,
+                Some(Ok(swept)) = stream.sweeps.join_next() => stream.send(Up::Sweep(swept)).await?,
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<(Stream, Duration), SessionError> {
+        let channel = self.dial.dial().await.map_err(SessionError::Dial)?;
+        let (up, receiver) = mpsc::channel(64);
+        let owned = self.supervisor.board().all().iter().map(wire::owned).collect();
+        let hello = Hello {
+            incarnation: self.incarnation.clone(),
+            host_version: env!("CARGO_PKG_VERSION").to_owned(),
+            owned,
+            inventory: Some(self.inventory.look().await),
+        };
+        // There is room: nothing was sent before.
+        let _ = up.try_send(HostMessage { kind: Some(Up::Hello(hello)) });
+        let mut down = wire::client(channel).open(ReceiverStream::new(receiver)).await?.into_inner();
+        let first = down.message().await?.ok_or(SessionError::Ended)?;
+        let Some(Down::Welcome(welcome)) = first.kind else { return Err(SessionError::NoWelcome) };
+        let set = wire::assignment_set(welcome.assignments.unwrap_or_default())?;
+        tracing::info!(
+            controller = welcome.controller_version,
+            generation = set.generation,
+            assignments = set.wanted.len(),
+            "session with the controller"
+        );
+        // A welcome is the controller's newest word, even if it was restarted and counts anew.
+        self.supervisor.apply(set, true).await;
+        let stream = Stream {
+            up,
+            down,
+            unanswered: VecDeque::new(),
+            beat: 0,
+            sent: BTreeMap::new(),
+            sweeps: JoinSet::new(),
+            looks: JoinSet::new(),
+        };
+        Ok((stream, Duration::from_secs(welcome.heartbeat_seconds.clamp(1, 60))))
+    }
+
+    async fn hear(&self, stream: &mut Stream, message: ControllerMessage) -> Result<(), SessionError> {
+        match message.kind {
+            Some(Down::Assignments(set)) => {
+                let set = wire::assignment_set(set)?;
+                tracing::debug!(generation = set.generation, assignments = set.wanted.len(), "assignments received");
+                self.supervisor.apply(set, false).await;
+                stream.look(&self.inventory);
+            }
+            Some(Down::Heartbeat(answer)) => stream.unanswered.retain(|(beat, _)| *beat > answer.sequence),
+            Some(Down::Report(ReportAck { attempt, sequence, superseded })) => {
+                if let Ok(attempt) = attempt.parse() {
+                    self.supervisor.acknowledge(attempt, sequence, superseded).await;
+                }
+            }
+            Some(Down::Sweep(order)) => {
+                let sweeping = Arc::clone(&self.sweeping);
+                stream.sweeps.spawn(async move { sweeping.answer(order).await });
+            }
+            Some(Down::Welcome(_)) | None => {}
+        }
+        Ok(())
+    }
+
+    /// Sends the reports that this stream has not carried yet, and those that were not acknowledged for too long.
+    async fn report(&self, stream: &mut Stream) -> Result<(), SessionError> {
+        let pending = self.supervisor.board().pending();
+        stream.sent.retain(|attempt, _| pending.iter().any(|report| report.claim.attempt == *attempt));
+        for report in pending {
+            let before = stream.sent.get(&report.claim.attempt);
+            let fresh = before.is_none_or(|(sequence, at)| *sequence < report.sequence || at.elapsed() >= REPEAT);
+            if fresh {
+                stream.send(Up::Report(wire::report(&report))).await?;
+                stream.sent.insert(report.claim.attempt.clone(), (report.sequence, Instant::now()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Stream {
+    async fn send(&mut self, kind: Up) -> Result<(), SessionError> {
+        match tokio::time::timeout(SEND, self.up.send(HostMessage { kind: Some(kind) })).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(SessionError::Ended),
+            Err(_) => Err(SessionError::Silent(SEND)),
+        }
+    }
+
+    async fn beat(&mut self, interval: Duration) -> Result<(), SessionError> {
+        let patience = interval * UNANSWERED;
+        if self.unanswered.front().is_some_and(|(_, sent)| sent.elapsed() >= patience) {
+            return Err(SessionError::Silent(patience));
+        }
+        self.beat += 1;
+        self.unanswered.push_back((self.beat, Instant::now()));
+        self.send(Up::Heartbeat(Heartbeat { sequence: self.beat })).await
+    }
+
+    /// Begins to look at the host; what is found is sent when it is there. Aside, because an engine may hang.
+    fn look(&mut self, inventory: &Inventory) {
+        if self.looks.is_empty() {
+            let inventory = inventory.clone();
+            self.looks.spawn(async move { inventory.look().await });
+        }
+    }
+}

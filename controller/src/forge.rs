@@ -5,6 +5,7 @@
 
 pub mod git;
 pub mod gitlab;
+mod includes;
 pub mod memory;
 pub mod text;
 
@@ -14,7 +15,7 @@ use async_trait::async_trait;
 use devfleet_shared::secret::Secret;
 
 /// A commit that a branch points at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Base {
     /// The branch.
     pub branch: String,

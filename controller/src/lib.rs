@@ -1,19 +1,23 @@
 //! The controller: takes jobs from people, derives environments, waits for approval, gives attempts to hosts, opens
 //! merge requests. `reconcile` is the heart; `api` is the door; `store` is the memory.
 
+pub mod artifacts;
 pub mod config;
 pub mod project;
 pub mod secrets;
 
 pub mod store;
+pub mod view;
 
 pub mod identity;
 
 pub mod environment;
 pub mod forge;
+pub mod forges;
 pub mod gates;
 pub mod publish;
 
+pub mod jobs;
 pub mod reconcile;
 pub mod retries;
 pub mod scheduler;

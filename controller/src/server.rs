@@ -1,1 +1,283 @@
-//! Part of the controller.
+//! Wires the controller together and serves it: one listener, TLS always, people and hosts on the same port.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use devfleet_proto::v1::fleet_server::FleetServer;
+use devfleet_proto::v1::jobs_server::JobsServer;
+use devfleet_proto::v1::session_server::SessionServer;
+use devfleet_shared::clock::Clock;
+use devfleet_shared::error::Chain;
+use futures_util::Stream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use tracing::{info, warn};
+
+use crate::api::access::AccessLayer;
+use crate::api::fleet::FleetService;
+use crate::api::jobs::JobsService;
+use crate::api::session::SessionService;
+use crate::artifacts::Artifacts;
+use crate::config::Config;
+use crate::forges::Forges;
+use crate::gates::Gates;
+use crate::identity::{Authority, IdentityError, Role, ServerTls, Tokens, server_tls};
+use crate::jobs::Jobs;
+use crate::logs::JobLogs;
+use crate::publish::Publisher;
+use crate::reconcile::{Reconciler, Waiting};
+use crate::sessions::Sessions;
+use crate::sessions::stream::SessionParts;
+use crate::store::embedded::Embedded;
+use crate::store::records::RecordError;
+use crate::store::{SharedStore, StoreError};
+use crate::view::View;
+
+/// The largest message either side may send: a diff of 1 MiB and what surrounds it.
+const MESSAGE_BYTES: usize = 4 << 20;
+/// Streams on one connection.
+const STREAMS: u32 = 256;
+/// Bytes of headers.
+const HEADER_BYTES: u32 = 16 << 10;
+/// The deadline of every call: an answer, or the beginning of a stream, comes within it.
+const CALL_TIME: Duration = Duration::from_secs(30);
+/// How long calls under way may take to end at shutdown.
+const GRACE: Duration = Duration::from_secs(5);
+/// How often the listener's own certificate is made anew. It is good for longer.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+
+/// Why the controller cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A directory cannot be made.
+    #[error("make directory {path}")]
+    Directory {
+        /// The directory.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store cannot be opened.
+    #[error("open the store")]
+    Store(#[from] StoreError),
+    /// The store holds something that does not belong there.
+    #[error("read the store")]
+    Record(#[from] RecordError),
+    /// The authority or a certificate cannot be had.
+    #[error("set up identities")]
+    Identity(#[from] IdentityError),
+    /// The address is taken or not ours.
+    #[error("listen on {address}; another program may use it, choose another with `listen`")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Reflection cannot be set up: a defect.
+    #[error("set up reflection")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The bootstrap token cannot be written.
+    #[error("write the bootstrap token to {path}")]
+    BootstrapToken {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A controller that runs.
+pub struct Running {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its authority.
+    pub authority: Arc<Authority>,
+    /// Its tokens.
+    pub tokens: Tokens,
+    /// Its records.
+    pub view: Arc<View>,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Running {
+    /// Ends it: no new calls, those under way get a grace period.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(GRACE * 2, self.tasks.wait()).await.is_err() {
+            warn!("some tasks did not end in time");
+        }
+    }
+}
+
+/// Starts a controller. It runs until it is stopped.
+pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError> {
+    devfleet_shared::tls::install_provider();
+    let dir = |name: &str| make_dir(&config.data_dir.join(name));
+    let store: SharedStore = Embedded::open(&make_dir(&config.data_dir)?.join("store.redb"), clock.clone())?;
+    let authority = Arc::new(Authority::open_or_create(&dir("ca")?, &clock)?);
+    let tls = server_tls(&authority, &authority.issue_server(&config.names)?)?;
+    let listen = |source| StartError::Listen { address: config.listen, source };
+    let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+
+    let shutdown = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let view = View::open(&store).await?;
+    let jobs = Jobs::new(store.clone(), clock.clone());
+    let sessions = Arc::new(Sessions::new(clock.clone()));
+    let forges = Forges::new(store.clone(), dir("repositories")?);
+    let tokens = Tokens::new(store.clone(), clock.clone());
+    let logs = JobLogs::new(dir("logs")?);
+    let artifacts_dir = dir("artifacts")?;
+    let artifacts = Artifacts::open(&artifacts_dir)
+        .map_err(|source| StartError::Directory { path: artifacts_dir.display().to_string(), source })?;
+    let (waiting, waits) = watch::channel(Waiting::new());
+
+    let reconciler = Reconciler {
+        view: view.clone(),
+        sessions: sessions.clone(),
+        jobs: jobs.clone(),
+        gates: Gates { jobs: jobs.clone(), forges: forges.clone() },
+        publisher: Publisher { jobs: jobs.clone(), forges: forges.clone() },
+        max_running: config.max_running,
+        clock: clock.clone(),
+        waiting,
+    };
+    let jobs_service = JobsService {
+        store: store.clone(),
+        view: view.clone(),
+        jobs: jobs.clone(),
+        forges: forges.clone(),
+        sessions: sessions.clone(),
+        logs: logs.clone(),
+        artifacts: artifacts.clone(),
+        waiting: waits,
+        clock: clock.clone(),
+    };
+    let fleet_service = FleetService {
+        store: store.clone(),
+        view: view.clone(),
+        sessions: sessions.clone(),
+        tokens: tokens.clone(),
+        authority: authority.clone(),
+        forges: forges.clone(),
+        clock,
+    };
+    let session_service = SessionService {
+        parts: SessionParts { view: view.clone(), jobs, sessions },
+        forges,
+        logs,
+        artifacts,
+        shutdown: shutdown.clone(),
+        tasks: tasks.clone(),
+    };
+    let services = Services { jobs: jobs_service, fleet: fleet_service, session: session_service, tokens: tokens.clone() };
+
+    tasks.spawn(view.clone().follow(store, shutdown.clone()));
+    tasks.spawn(reconciler.run(shutdown.clone()));
+    tasks.spawn(renew(tls.clone(), authority.clone(), config.names.clone(), shutdown.clone()));
+    tasks.spawn(services.serve(tls.incoming(listener), shutdown.clone())?);
+    info!(%address, "controller is ready");
+    Ok(Running { address, authority, tokens, view, shutdown, tasks })
+}
+
+/// Makes the first operator token and writes it to a file that only its owner can read. Does nothing if tokens exist.
+pub async fn bootstrap(running: &Running, path: &Path) -> Result<(), StartError> {
+    if running.tokens.any().await? {
+        return Ok(());
+    }
+    let (_, token) = running.tokens.create("bootstrap", Role::Operator, None).await?;
+    let write = || {
+        use std::io::Write as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        writeln!(file, "{}", token.expose())?;
+        file.sync_all()
+    };
+    write().map_err(|source| StartError::BootstrapToken { path: path.display().to_string(), source })
+}
+
+struct Services {
+    jobs: JobsService,
+    fleet: FleetService,
+    session: SessionService,
+    tokens: Tokens,
+}
+
+impl Services {
+    fn serve(
+        self,
+        incoming: impl Stream<Item = std::io::Result<TlsStream<TcpStream>>> + Send + 'static,
+        shutdown: CancellationToken,
+    ) -> Result<impl Future<Output = ()> + Send, StartError> {
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(devfleet_proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let reflection_service = reflection().build_v1()?;
+        let limit = MESSAGE_BYTES;
+        let router = Server::builder()
+            .timeout(CALL_TIME)
+            .max_concurrent_streams(STREAMS)
+            .http2_max_header_list_size(HEADER_BYTES)
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .layer(AccessLayer { tokens: self.tokens })
+            .add_service(health_service)
+            .add_service(reflection_service)
+            .add_service(JobsServer::new(self.jobs).max_decoding_message_size(limit).max_encoding_message_size(limit))
+            .add_service(FleetServer::new(self.fleet).max_decoding_message_size(limit).max_encoding_message_size(limit))
+            .add_service(SessionServer::new(self.session).max_decoding_message_size(limit).max_encoding_message_size(limit));
+        Ok(async move {
+            health.set_serving::<JobsServer<JobsService>>().await;
+            let stop = shutdown.clone();
+            let serving = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+            tokio::pin!(serving);
+            let ended = tokio::select! {
+                ended = &mut serving => Some(ended),
+                () = shutdown.cancelled() => tokio::time::timeout(GRACE, &mut serving).await.ok(),
+            };
+            if let Some(Err(error)) = ended {
+                warn!(error = %Chain(&error), "serving ended");
+            }
+        })
+    }
+}
+
+async fn renew(tls: ServerTls, authority: Arc<Authority>, names: Vec<String>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(CERTIFICATE_INTERVAL) => {}
+        }
+        let renewed = authority.issue_server(&names).and_then(|issued| tls.replace(&authority, &issued));
+        match renewed {
+            Ok(()) => info!("the listener's certificate was renewed"),
+            Err(error) => warn!(error = %Chain(&error), "the listener's certificate could not be renewed"),
+        }
+    }
+}
+
+fn make_dir(path: &Path) -> Result<std::path::PathBuf, StartError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| StartError::Directory { path: path.display().to_string(), source })?;
+    Ok(path.to_owned())
+}

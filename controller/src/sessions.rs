@@ -1,1 +1,169 @@
-//! Part of the controller.
+//! The hosts that are connected to this controller right now, and what they said of themselves last.
+//!
+//! In memory only: a host that reconnects says it all again. Inventories stay in their wire form, since all that
+//! happens to most of them is to be shown.
+
+pub mod stream;
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use devfleet_proto::v1;
+use devfleet_shared::clock::{Clock, Timestamp};
+use devfleet_shared::id::{AttemptId, HostId};
+use devfleet_shared::resources::Resources;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// How long a host may take to answer a sweep.
+const SWEEP_TIME: Duration = Duration::from_secs(120);
+
+/// Why a host did not sweep.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// It has no session.
+    #[error("reach host {0}: it is not connected")]
+    NotConnected(HostId),
+    /// It did not answer.
+    #[error("hear from host {0}: it did not answer in time")]
+    NoAnswer(HostId),
+}
+
+/// What a session may be told to do.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Sweep, and answer here.
+    Sweep { dry_run: bool, answer: oneshot::Sender<v1::SweepResult> },
+    /// Another session of the same host took over.
+    Close,
+}
+
+/// A connected host.
+#[derive(Debug, Clone)]
+pub struct Connected {
+    /// The daemon's start.
+    pub incarnation: String,
+    /// When it was last heard of.
+    pub last_seen: Timestamp,
+    /// What it said of itself last.
+    pub inventory: v1::HostInventory,
+    number: u64,
+    orders: mpsc::Sender<Order>,
+}
+
+impl Connected {
+    /// Returns all that the host has.
+    pub fn total(&self) -> Resources {
+        self.inventory.total.map(Resources::from).unwrap_or_default()
+    }
+
+    /// Returns what the host finds free right now.
+    pub fn free(&self) -> Resources {
+        self.inventory.free.map(Resources::from).unwrap_or_default()
+    }
+}
+
+/// The registry.
+#[derive(Debug)]
+pub struct Sessions {
+    hosts: Mutex<BTreeMap<HostId, Connected>>,
+    doing: Mutex<BTreeMap<AttemptId, String>>,
+    changed: watch::Sender<u64>,
+    clock: Clock,
+}
+
+impl Sessions {
+    /// Makes an empty one.
+    pub fn new(clock: Clock) -> Self {
+        Self { hosts: Mutex::default(), doing: Mutex::default(), changed: watch::Sender::new(0), clock }
+    }
+
+    /// Returns a receiver that changes when hosts come, go, or say something new of themselves.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Returns the hosts that are connected.
+    pub fn connected(&self) -> BTreeMap<HostId, Connected> {
+        self.lock().clone()
+    }
+
+    /// Asks a host to sweep.
+    pub async fn sweep(&self, host: &HostId, dry_run: bool) -> Result<v1::SweepResult, SweepError> {
+        let orders = self.lock().get(host).map(|connected| connected.orders.clone());
+        let orders = orders.ok_or_else(|| SweepError::NotConnected(host.clone()))?;
+        let (answer, answered) = oneshot::channel();
+        let gone = |_| SweepError::NotConnected(host.clone());
+        orders.send(Order::Sweep { dry_run, answer }).await.map_err(gone)?;
+        match tokio::time::timeout(SWEEP_TIME, answered).await {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(_)) => Err(SweepError::NotConnected(host.clone())),
+            Err(_) => Err(SweepError::NoAnswer(host.clone())),
+        }
+    }
+
+    /// Registers a session; an older one of the same host is told to close. Returns its number and its orders.
+    pub(crate) fn open(&self, host: &HostId, hello: &v1::Hello) -> (u64, mpsc::Receiver<Order>) {
+        let (orders, receiver) = mpsc::channel(8);
+        let mut hosts = self.lock();
+        let number = hosts.get(host).map_or(1, |older| older.number + 1);
+        let connected = Connected {
+            incarnation: hello.incarnation.clone(),
+            last_seen: self.clock.now(),
+            inventory: hello.inventory.clone().unwrap_or_default(),
+            number,
+            orders,
+        };
+        if let Some(older) = hosts.insert(host.clone(), connected) {
+            drop(older.orders.try_send(Order::Close));
+        }
+        drop(hosts);
+        self.announce();
+        (number, receiver)
+    }
+
+    /// Notes that a host was heard, and what it said of itself.
+    pub(crate) fn heard(&self, host: &HostId, number: u64, inventory: Option<v1::HostInventory>) {
+        let mut hosts = self.lock();
+        let Some(connected) = hosts.get_mut(host).filter(|connected| connected.number == number) else { return };
+        connected.last_seen = self.clock.now();
+        if let Some(inventory) = inventory {
+            connected.inventory = inventory;
+            drop(hosts);
+            self.announce();
+        }
+    }
+
+    /// Removes a session, unless a newer one has taken its place.
+    pub(crate) fn close(&self, host: &HostId, number: u64) {
+        let mut hosts = self.lock();
+        if hosts.get(host).is_some_and(|connected| connected.number == number) {
+            hosts.remove(host);
+        }
+        drop(hosts);
+        self.announce();
+    }
+
+    /// Returns what the host of an attempt is doing right now, for people.
+    pub fn what_is_done(&self, attempt: &AttemptId) -> String {
+        self.doing.lock().unwrap_or_else(PoisonError::into_inner).get(attempt).cloned().unwrap_or_default()
+    }
+
+    /// Notes what the host of an attempt is doing; nothing once it is over.
+    pub(crate) fn doing(&self, attempt: &AttemptId, what: String) {
+        let mut doing = self.doing.lock().unwrap_or_else(PoisonError::into_inner);
+        if what.is_empty() {
+            doing.remove(attempt);
+        } else {
+            doing.insert(attempt.clone(), what);
+        }
+    }
+
+    fn announce(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<HostId, Connected>> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

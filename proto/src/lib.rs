@@ -6,7 +6,7 @@
 pub mod convert;
 
 /// Version 1 of the wire.
-#[expect(clippy::doc_markdown, clippy::all, reason = "generated")]
+#[expect(clippy::allow_attributes, reason = "generated")]
 pub mod v1 {
     tonic::include_proto!("devfleet.v1");
 }

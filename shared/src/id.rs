@@ -148,6 +148,18 @@ impl Digest {
         Self(format!("sha256:{}", hex(&Sha256::digest(bytes))))
     }
 
+    /// Hashes all that a reader gives, as `sha256sum` does, without holding it in memory.
+    pub fn of_reader(reader: &mut impl std::io::Read) -> std::io::Result<Self> {
+        let mut hasher = Sha256::new();
+        let mut buffer = [0; 64 << 10];
+        loop {
+            match reader.read(&mut buffer)? {
+                0 => return Ok(Self(format!("sha256:{}", hex(&hasher.finalize())))),
+                read => hasher.update(&buffer[..read]),
+            }
+        }
+    }
+
     /// Returns the 64 hex digits alone.
     pub fn hex(&self) -> &str {
         &self.0["sha256:".len()..]

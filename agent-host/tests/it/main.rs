@@ -1,4 +1,8 @@
-//! Tests of the host daemon that run it against real or scripted surroundings.
+//! The host daemon's integration tests: one binary, because each one links everything again.
 
 mod engine_contract;
 mod environment;
+mod mirror;
+mod output;
+mod shipping;
+mod sweeper;

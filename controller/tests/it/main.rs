@@ -1,1 +1,11 @@
+//! The controller's integration tests: one binary, because each one links everything again.
 
+mod cli;
+mod derivation;
+mod e2e;
+mod forge_contract;
+mod identity;
+mod logs;
+mod store_contract;
+mod store_crash;
+mod support;

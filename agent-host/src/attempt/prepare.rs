@@ -1,0 +1,189 @@
+//! What an attempt needs before its first step: room, secrets, mirror, environment.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use devfleet_shared::attempt::{Failure, FailureReason};
+use devfleet_shared::backoff::Backoff;
+use devfleet_shared::error::Chain;
+
+use super::ports::{Claim, ControllerError, Grant};
+use super::{Attempt, Halt};
+use crate::disk::{self, Space};
+use crate::engine::{ContainerState, EngineError, ImageFacts};
+use crate::environment::{EnvironmentError, ImageRequest, reason_of};
+
+/// The pace at which a controller that cannot be reached is asked again.
+const ASK_AGAIN: Backoff = Backoff { first: Duration::from_millis(500), ceiling: Duration::from_secs(15) };
+
+/// The pace at which an engine that is away is asked again.
+pub(super) const ENGINE_AGAIN: Backoff =
+    Backoff { first: Duration::from_millis(250), ceiling: Duration::from_secs(10) };
+/// How often an engine that is away is asked again: for about a minute.
+pub(super) const ENGINE_TRIES: u32 = 10;
+
+impl Attempt {
+    /// Makes everything the first step needs.
+    pub(super) async fn prepare(&self) -> Result<(), Halt> {
+        self.log.check()?;
+        self.admit()?;
+        let outcome = tokio::try_join!(self.build(), self.mirror()).map(|_| ());
+        if outcome.is_err() {
+            self.cut.store(true, Ordering::SeqCst);
+        }
+        outcome
+    }
+
+    fn admit(&self) -> Result<(), Failure> {
+        let Some(path) = &self.around.engine_disk else { return Ok(()) };
+        let full = |message| Failure { reason: FailureReason::DiskFull, message };
+        let space = Space::at(path).map_err(|error| full(format!("failed to {}", Chain(&error))))?;
+        let wanted = self.assignment.limits.resources;
+        let free = disk::free(wanted, Default::default(), &space);
+        disk::admit(&free, &wanted).map_err(|refused| {
+            full(format!("failed to {refused}; free some, for example with `docker system df` and `devfleet sweep`"))
+        })
+    }
+
+    /// Makes image, network, workspace and services, until they are ready.
+    async fn build(&self) -> Result<(), Halt> {
+        let logins = &self.grant().await?.registries;
+        let note = |text: &str| self.note(text);
+        let devbox = self.devbox(&note);
+        if self.adopted && self.check_services().await.is_err() {
+            // Nothing has run in it yet, so what an engine's restart left of it is no loss.
+            devbox.tear_down().await.map_err(|error| Halt::Failed(error.failure()))?;
+        }
+        let image = devbox.prepare(logins).await.map_err(|error| Halt::Failed(error.failure()))?;
+        // Set already: only if an earlier try got this far, with the same recipe and so the same image.
+        let _ = self.image.set(image);
+        Ok(())
+    }
+
+    /// Returns the image. After a restart it is looked up again, and built again if it is gone.
+    pub(super) async fn image(&self) -> Result<&ImageFacts, Halt> {
+        self.image
+            .get_or_try_init(|| async {
+                let note = |text: &str| self.note(text);
+                let spec = &self.assignment.environment;
+                let request = ImageRequest {
+                    recipe: &self.assignment.recipe,
+                    base: &spec.image,
+                    platform: spec.platform.as_deref().unwrap_or_default(),
+                    logins: &self.grant().await?.registries,
+                    created: self.around.clock.now(),
+                    note: &note,
+                };
+                let image = self.around.images.ensure(&request).await;
+                image.map_err(|error| Halt::Failed(EnvironmentError::from(error).failure()))
+            })
+            .await
+    }
+
+    /// Returns the mirror that has the base commit.
+    pub(super) async fn mirror(&self) -> Result<PathBuf, Halt> {
+        let login = self.grant().await?.git.as_ref();
+        let mut tries = 0;
+        loop {
+            match self.around.code.fetch(&self.assignment, login).await {
+                Ok(path) => return Ok(path),
+                Err(error) if error.retryable && tries < 4 => {
+                    tries += 1;
+                    self.note(&format!("failed to {error}; trying again"));
+                    tokio::time::sleep(ASK_AGAIN.pause(tries, Backoff::jitter())).await;
+                }
+                Err(error) => {
+                    return Err(
+                        Failure { reason: FailureReason::Checkout, message: format!("failed to {error}") }.into()
+                    );
+                }
+            }
+        }
+    }
+
+    /// Returns the attempt's secrets, which every log line is masked for from then on. Waits for the controller.
+    pub(super) async fn grant(&self) -> Result<&Grant, Halt> {
+        self.grant
+            .get_or_try_init(|| async {
+                let claim = self.claim();
+                let grant = self.ask(|| self.around.controller.get_grant(&claim)).await?;
+                self.log.add_secrets(&grant.secrets()).map_err(|weak| Failure {
+                    reason: FailureReason::Secret,
+                    message: format!("failed to {weak}; secrets are counted over the agent's variables by name, then git, then registries"),
+                })?;
+                Ok(grant)
+            })
+            .await
+    }
+
+    /// Asks the controller until it answers.
+    pub(super) async fn ask<T, F>(&self, mut call: impl FnMut() -> F) -> Result<T, Halt>
+    where
+        F: Future<Output = Result<T, ControllerError>>,
+    {
+        let mut tries = 0;
+        loop {
+            match call().await {
+                Ok(answer) => return Ok(answer),
+                Err(ControllerError::Superseded { detail }) => {
+                    tracing::info!(attempt = %self.assignment.attempt, detail, "superseded");
+                    return Err(Halt::Superseded);
+                }
+                Err(error @ ControllerError::Refused { .. }) => {
+                    let failure = Failure { reason: FailureReason::Secret, message: format!("failed to {error}") };
+                    return Err(failure.into());
+                }
+                Err(ControllerError::Unreachable { detail }) => {
+                    tries += 1;
+                    tracing::debug!(attempt = %self.assignment.attempt, detail, "the controller did not answer");
+                    self.reporter.doing("waiting for the controller");
+                    tokio::time::sleep(ASK_AGAIN.pause(tries, Backoff::jitter())).await;
+                }
+            }
+        }
+    }
+
+    pub(super) fn claim(&self) -> Claim {
+        Claim::of(&self.assignment)
+    }
+
+    /// After a restart: fails if a service is gone. It cannot be made again: what it held is gone with it.
+    pub(super) async fn check_services(&self) -> Result<(), Halt> {
+        for service in &self.assignment.environment.services {
+            let name = self.assignment.attempt.object_name(&service.name);
+            let state = self.patiently(|| self.around.engine.state(&name)).await?;
+            if !matches!(state, Some(ContainerState::Running { .. })) {
+                let message = format!(
+                    "service {} is gone, as happens when the container engine or the machine restarts",
+                    service.name
+                );
+                return Err(Failure { reason: FailureReason::Engine, message }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes an engine call, and makes it again while the engine is away, for about a minute.
+    pub(super) async fn patiently<T, F>(&self, mut call: impl FnMut() -> F) -> Result<T, Halt>
+    where
+        F: Future<Output = Result<T, EngineError>>,
+    {
+        let mut tries = 0;
+        loop {
+            match call().await {
+                Ok(answer) => return Ok(answer),
+                Err(error) if error.is_retryable() && tries < ENGINE_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(ENGINE_AGAIN.pause(tries, Backoff::jitter())).await;
+                }
+                Err(error) => return Err(engine_failure(&error).into()),
+            }
+        }
+    }
+}
+
+/// Returns how an engine's failure is told.
+pub(super) fn engine_failure(error: &EngineError) -> Failure {
+    Failure { reason: reason_of(error), message: format!("failed to {}", Chain(error)) }
+}

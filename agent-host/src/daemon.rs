@@ -1,0 +1,278 @@
+//! The whole daemon: identity, what is left from before, then the session and everything that runs beside it.
+//!
+//! ```text
+//! lock ─▶ join or load ─▶ adopt from the ledgers ─▶ session │ supervisor │ sweeper │ log shipper │ renewal
+//! ```
+//! Ends when it is told to, or when one of its parts ends, which is a defect. Containers run on either way.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use devfleet_shared::backoff::Backoff;
+use devfleet_shared::clock::Clock;
+use devfleet_shared::error::Chain;
+use devfleet_shared::secret::Secret;
+use devfleet_shared::tls;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use crate::attempt::Surroundings;
+use crate::attempt::reports::Board;
+use crate::config::Config;
+use crate::engine::SharedEngine;
+use crate::engine::docker::DockerEngine;
+use crate::environment::{Images, InvalidPool};
+use crate::identity::{HostIdentity, IdentityError};
+use crate::ledger::LedgerError;
+use crate::mirror::Mirrors;
+use crate::session::inventory::Inventory;
+use crate::session::wire::RemoteController;
+use crate::session::{Session, Sweeping};
+use crate::spool::shipping::{Dial, LogShipper};
+use crate::spool::{SpoolError, Spools};
+use crate::supervisor::Supervisor;
+
+/// The variable that may hold the join token.
+pub const JOIN_TOKEN: &str = "DEVFLEET_JOIN_TOKEN";
+/// The pace at which a controller that cannot be reached is asked to let this host join.
+const JOIN_AGAIN: Backoff = Backoff { first: Duration::from_millis(300), ceiling: Duration::from_secs(10) };
+/// How often it is looked whether the certificate is to be renewed.
+const RENEWAL: Duration = Duration::from_secs(60);
+/// How long the parts may take to end.
+const GRACE: Duration = Duration::from_secs(8);
+
+/// Why the daemon could not start or run on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The data directory cannot be used.
+    #[error("use the data directory {path}", path = path.display())]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another daemon works in the data directory.
+    #[error("use the data directory {path}: another devfleet-host works in it; stop that one, or set another data_dir", path = path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The host has not joined, and has nothing to join with.
+    #[error(
+        "join the fleet: this host has no identity and no join token; make one with `devfleet join-token create` and give it in {JOIN_TOKEN} or in the file that join_token_file names"
+    )]
+    NoToken,
+    /// The file with the join token cannot be read.
+    #[error("read the join token from {path}; write the output of `devfleet join-token create` into it", path = path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The identity cannot be had.
+    #[error("get this host's identity")]
+    Identity(#[from] IdentityError),
+    /// The network pool is not one.
+    #[error("use network_pool")]
+    Pool(#[from] InvalidPool),
+    /// The spools cannot be opened.
+    #[error("open the spools")]
+    Spools(#[from] SpoolError),
+    /// The ledgers cannot be read.
+    #[error("take up what is left from before")]
+    Ledgers(#[from] LedgerError),
+    /// A part of the daemon ended by itself.
+    #[error("go on: the {part} ended, which is a defect; its containers run on, start the daemon again")]
+    PartEnded {
+        /// Which.
+        part: &'static str,
+    },
+}
+
+/// Runs the daemon until `shutdown`, on the engine that the configuration names.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+    let engine = Arc::new(DockerEngine::new(&config.engine));
+    run_on(engine, config, shutdown).await
+}
+
+/// Runs the daemon until `shutdown`, on this engine.
+pub async fn run_on(engine: SharedEngine, config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+    tls::install_provider();
+    let _lock = lock(&config.data_dir)?;
+    let clock = Clock::system();
+    let Some(identity) = identity(&config, &shutdown).await? else { return Ok(()) };
+    tracing::info!(host = %identity.host(), name = config.name, "host daemon starts");
+    let dial: Arc<dyn Dial> =
+        Arc::new(IdentityDial { identity: identity.clone(), controller: config.controller.clone() });
+    let spools = Spools::open_dir(config.data_dir.join("spool"))?;
+    let mirrors = config.data_dir.join("mirrors");
+    let around = Arc::new(Surroundings {
+        host: identity.host().clone(),
+        clock: clock.clone(),
+        pool: config.network_pool.parse()?,
+        images: Images::new(Arc::clone(&engine), identity.host().clone()),
+        code: Arc::new(Mirrors::new(mirrors.clone())),
+        controller: Arc::new(RemoteController { dial: Arc::clone(&dial) }),
+        spools: spools.clone(),
+        data_dir: config.data_dir.clone(),
+        engine_disk: engine_disk(&engine).await,
+        board: Board::default(),
+        engine,
+    });
+    let (supervisor, handle) = Supervisor::adopt(Arc::clone(&around), config.data_dir.join("ledger"), config.slots)?;
+    let sweeping = Arc::new(Sweeping {
+        around: Arc::clone(&around),
+        protection: config.protection_window.0,
+        turn: tokio::sync::Mutex::default(),
+    });
+    let welcomed = watch::Sender::new(false);
+    let session = Session {
+        dial: Arc::clone(&dial),
+        supervisor: handle.clone(),
+        inventory: Inventory { around, supervisor: handle, slots: config.slots.into(), mirrors },
+        sweeping: Arc::clone(&sweeping),
+        incarnation: devfleet_shared::id::hex(&rand::random::<[u8; 16]>()),
+        welcomed: welcomed.clone(),
+    };
+    let (shipper, _) = LogShipper::new(spools, dial);
+    let mut parts = JoinSet::new();
+    let end = shutdown.child_token();
+    spawn(&mut parts, "supervisor", supervisor.run(end.clone()));
+    spawn(&mut parts, "session", session.run(end.clone()));
+    spawn(&mut parts, "sweeper", sweeping.run(welcomed.subscribe(), end.clone()));
+    spawn(&mut parts, "log shipper", shipper.run(end.clone()));
+    spawn(&mut parts, "renewal", renew(identity, config.controller, clock, end.clone()));
+    await_end(parts, &end).await
+}
+
+fn spawn(parts: &mut JoinSet<&'static str>, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+    parts.spawn(async move {
+        work.await;
+        name
+    });
+}
+
+async fn await_end(mut parts: JoinSet<&'static str>, end: &CancellationToken) -> Result<(), RunError> {
+    let outcome = tokio::select! {
+        biased;
+        () = end.cancelled() => Ok(()),
+        ended = parts.join_next() => Err(RunError::PartEnded { part: ended.and_then(Result::ok).unwrap_or("fallen part") }),
+    };
+    end.cancel();
+    let all = async { while parts.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, all).await.is_err() {
+        tracing::warn!("some parts of the daemon did not end in time");
+    }
+    parts.shutdown().await;
+    tracing::info!("host daemon ends, its containers run on");
+    outcome
+}
+
+/// Keeps a second daemon out of the data directory, for as long as the file is open.
+fn lock(data_dir: &Path) -> Result<File, RunError> {
+    let failed = |source| RunError::DataDir { path: data_dir.to_owned(), source };
+    std::fs::create_dir_all(data_dir).map_err(failed)?;
+    let file = File::options().create(true).write(true).truncate(false).open(data_dir.join("lock")).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(RunError::InUse { path: data_dir.to_owned() }),
+        Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// Loads the identity or joins the fleet. `None`: told to stop while waiting for the controller.
+async fn identity(config: &Config, shutdown: &CancellationToken) -> Result<Option<HostIdentity>, RunError> {
+    let directory = config.data_dir.join("identity");
+    if let Some(identity) = HostIdentity::load(&directory)? {
+        return Ok(Some(identity));
+    }
+    let token = join_token(config)?;
+    let mut tries = 0;
+    loop {
+        let error = match HostIdentity::join(&directory, &config.controller, &token, &config.name).await {
+            Ok(identity) => {
+                tracing::info!(host = %identity.host(), "joined the fleet");
+                forget_token(config);
+                return Ok(Some(identity));
+            }
+            Err(error) if error.is_retryable() => error,
+            Err(error) => return Err(error.into()),
+        };
+        tries += 1;
+        tracing::warn!(error = %Chain(&error), "cannot join the fleet yet");
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(None),
+            () = tokio::time::sleep(JOIN_AGAIN.pause(tries, Backoff::jitter())) => {}
+        }
+    }
+}
+
+fn join_token(config: &Config) -> Result<Secret, RunError> {
+    if let Ok(token) = std::env::var(JOIN_TOKEN)
+        && !token.trim().is_empty()
+    {
+        return Ok(Secret::new(token.trim()));
+    }
+    let path = config.join_token_file.as_ref().ok_or(RunError::NoToken)?;
+    let text = std::fs::read_to_string(path).map_err(|source| RunError::TokenFile { path: path.clone(), source })?;
+    Ok(Secret::new(text.trim()))
+}
+
+fn forget_token(config: &Config) {
+    let Some(path) = &config.join_token_file else { return };
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "join token file not removed; the token is of no use any more");
+    }
+}
+
+/// Returns the engine's data directory, where it can be seen from here.
+async fn engine_disk(engine: &SharedEngine) -> Option<PathBuf> {
+    match engine.facts().await {
+        Ok(facts) => Some(PathBuf::from(facts.data_root)).filter(|path| path.is_dir()),
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "the container engine cannot be used yet");
+            None
+        }
+    }
+}
+
+/// Keeps the certificate fresh.
+async fn renew(identity: HostIdentity, controller: String, clock: Clock, end: CancellationToken) {
+    let mut interval = tokio::time::interval(RENEWAL);
+    loop {
+        tokio::select! {
+            () = end.cancelled() => return,
+            _ = interval.tick() => {}
+        }
+        match identity.renew_if_due(&controller, clock.now()).await {
+            Ok(true) => tracing::info!(ends = %identity.ends(), "certificate renewed"),
+            Ok(false) => {}
+            Err(error @ IdentityError::Expired { .. }) => tracing::error!(error = %Chain(&error), "certificate ended"),
+            Err(error) => tracing::warn!(error = %Chain(&error), "certificate not renewed, it is tried again"),
+        }
+    }
+}
+
+/// Connects with the host's identity.
+struct IdentityDial {
+    identity: HostIdentity,
+    controller: String,
+}
+
+#[async_trait]
+impl Dial for IdentityDial {
+    async fn dial(&self) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.identity.channel(&self.controller)?)
+    }
+}

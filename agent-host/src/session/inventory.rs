@@ -1,0 +1,102 @@
+//! What this host reports of itself: what it has, what is free, what is wrong with it, what is held.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use devfleet_proto::v1::{Hold, HostInventory};
+use devfleet_shared::attempt::Phase;
+use devfleet_shared::clock::Timestamp;
+use devfleet_shared::error::Chain;
+use devfleet_shared::resources::Resources;
+
+use crate::attempt::Surroundings;
+use crate::disk::{self, Space};
+use crate::engine::{EngineFacts, Labels, ObjectKind, label};
+use crate::supervisor::SupervisorHandle;
+
+/// Looks at the host.
+#[derive(Clone)]
+pub struct Inventory {
+    /// What attempts share.
+    pub around: Arc<Surroundings>,
+    /// What is here.
+    pub supervisor: SupervisorHandle,
+    /// Environments at the same time.
+    pub slots: u64,
+    /// Where the mirrors lie.
+    pub mirrors: PathBuf,
+}
+
+impl Inventory {
+    /// Returns what the host is like right now. An engine that does not answer is a problem, not an error.
+    pub async fn look(&self) -> HostInventory {
+        let mut inventory = HostInventory {
+            host_version: env!("CARGO_PKG_VERSION").to_owned(),
+            caches: directories(&self.mirrors),
+            holds: self.holds(),
+            ..HostInventory::default()
+        };
+        match self.around.engine.facts().await {
+            Ok(facts) => self.add_engine(&mut inventory, facts).await,
+            Err(error) => inventory.problems.push(sentence(&error)),
+        }
+        inventory
+    }
+
+    async fn add_engine(&self, inventory: &mut HostInventory, facts: EngineFacts) {
+        let engine_disk = self.around.engine_disk.as_deref().unwrap_or(&self.around.data_dir);
+        let disks: Vec<(&str, Space)> = [("the engine's disk", engine_disk), ("the data disk", &self.around.data_dir)]
+            .into_iter()
+            .filter_map(|(name, path)| match Space::at(path) {
+                Ok(space) => Some((name, space)),
+                Err(error) => {
+                    inventory.problems.push(sentence(&error));
+                    None
+                }
+            })
+            .collect();
+        inventory.problems.extend(disk::problems(&disks));
+        if let Some((_, space)) = disks.first() {
+            let total = disk::total(&facts, space, self.slots);
+            let free = match inventory.problems.is_empty() {
+                true => disk::free(total, self.supervisor.reserved().await, space),
+                false => Resources::default(),
+            };
+            (inventory.total, inventory.free) = (Some((&total).into()), Some((&free).into()));
+        }
+        inventory.images = self.images().await;
+        inventory.engine_version = facts.version;
+        inventory.engine_api = facts.api;
+        inventory.storage_driver = facts.storage_driver;
+    }
+
+    async fn images(&self) -> u64 {
+        let ours = Labels::from([(label::APP.into(), label::APP_VALUE.into())]);
+        let found = self.around.engine.list(&ours).await.unwrap_or_default();
+        found
+            .iter()
+            .filter(|found| found.object.kind == ObjectKind::Image && found.labels.contains_key(label::IMAGE_KEY))
+            .count() as u64
+    }
+
+    fn holds(&self) -> Vec<Hold> {
+        let held =
+            self.supervisor.board().all().into_iter().filter_map(|report| match (report.phase, report.held_until) {
+                (Phase::Ended(_), Some(Timestamp(until_unix_ms))) => Some(Hold {
+                    attempt: report.claim.attempt.to_string(),
+                    job: report.claim.job.to_string(),
+                    until_unix_ms,
+                }),
+                _ => None,
+            });
+        held.collect()
+    }
+}
+
+fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    format!("this host failed to {}", Chain(error))
+}
+
+fn directories(path: &Path) -> u64 {
+    std::fs::read_dir(path).map_or(0, |entries| entries.flatten().filter(|entry| entry.path().is_dir()).count() as u64)
+}

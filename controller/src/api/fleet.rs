@@ -1,0 +1,271 @@
+//! The `Fleet` service: hosts, tokens, health, and how hosts join.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use devfleet_proto::v1::{self, fleet_server};
+use devfleet_shared::clock::Clock;
+use devfleet_shared::error::Chain;
+use devfleet_shared::id::HostId;
+use tonic::{Code, Request, Response, Status};
+use tracing::info;
+
+use super::{caller, host, identity_status, invalid, record_status, refusal, show, store_status, sweep_message};
+use crate::forges::Forges;
+use crate::identity::{Authority, Caller, JoinRefused, Role, Tokens};
+use crate::sessions::Sessions;
+use crate::store::records::{HostRecord, key, put};
+use crate::store::{Compare, SharedStore, Transaction};
+use crate::view::View;
+
+/// How long a join token is good for unless asked otherwise, and at most.
+const JOIN_TIME: Duration = Duration::from_secs(15 * 60);
+const JOIN_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub struct FleetService {
+    /// Where hosts are written.
+    pub store: SharedStore,
+    /// The records.
+    pub view: Arc<View>,
+    /// The connected hosts.
+    pub sessions: Arc<Sessions>,
+    /// The tokens.
+    pub tokens: Tokens,
+    /// Signs certificates.
+    pub authority: Arc<Authority>,
+    /// Opens forges, for the doctor.
+    pub forges: Forges,
+    /// Tells the time.
+    pub clock: Clock,
+}
+
+#[tonic::async_trait]
+impl fleet_server::Fleet for FleetService {
+    async fn who_am_i(&self, request: Request<v1::WhoAmIRequest>) -> Result<Response<v1::WhoAmIResponse>, Status> {
+        match caller(&request) {
+            Caller::Person { name, role } => Ok(Response::new(v1::WhoAmIResponse { name, role: role.to_string() })),
+            Caller::Host(_) | Caller::Nobody => Err(refusal(Code::Unauthenticated, "NO_TOKEN", "this needs a token")),
+        }
+    }
+
+    async fn list_hosts(&self, _request: Request<v1::ListHostsRequest>) -> Result<Response<v1::ListHostsResponse>, Status> {
+        let ids: Vec<HostId> = self.view.read().hosts.keys().cloned().collect();
+        Ok(Response::new(v1::ListHostsResponse { hosts: ids.iter().filter_map(|id| self.show(id)).collect() }))
+    }
+
+    async fn get_host(&self, request: Request<v1::GetHostRequest>) -> Result<Response<v1::Host>, Status> {
+        let wanted = request.into_inner().host;
+        let id = self.find(&wanted)?;
+        self.show(&id).map(Response::new).ok_or_else(|| no_such_host(&wanted))
+    }
+
+    async fn create_join_token(
+        &self,
+        request: Request<v1::CreateJoinTokenRequest>,
+    ) -> Result<Response<v1::CreateJoinTokenResponse>, Status> {
+        let ttl = match request.into_inner().ttl_seconds {
+            0 => JOIN_TIME,
+            seconds => Duration::from_secs(seconds),
+        };
+        if ttl > JOIN_TIME_MAX {
+            return Err(invalid("TTL_TOO_LONG", "a join token can be good for 24 hours at most"));
+        }
+        let made = self.tokens.create_join(ttl, &self.authority.fingerprint()).await;
+        let (token, expires) = made.map_err(|error| identity_status(&error))?;
+        Ok(Response::new(v1::CreateJoinTokenResponse { token: token.expose().to_owned(), expires_unix_ms: expires.0 }))
+    }
+
+    async fn create_token(&self, request: Request<v1::CreateTokenRequest>) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        let wanted = request.into_inner();
+        let role: Role = wanted.role.parse().map_err(|error: crate::identity::UnknownRole| invalid("NO_SUCH_ROLE", error.to_string()))?;
+        let ttl = (wanted.ttl_seconds > 0).then(|| Duration::from_secs(wanted.ttl_seconds));
+        let made = self.tokens.create(&wanted.name, role, ttl).await;
+        let (record, token) = made.map_err(|error| identity_status(&error))?;
+        info!(id = record.id, name = record.name, role = %role, "token made");
+        Ok(Response::new(v1::CreateTokenResponse { id: record.id, token: token.expose().to_owned() }))
+    }
+
+    async fn list_tokens(&self, _request: Request<v1::ListTokensRequest>) -> Result<Response<v1::ListTokensResponse>, Status> {
+        let records = self.tokens.list().await.map_err(|error| identity_status(&error))?;
+        let tokens = records.into_iter().map(|record| v1::Token {
+            id: record.id,
+            name: record.name,
+            role: record.role.to_string(),
+            created_unix_ms: record.created.0,
+            expires_unix_ms: record.expires.unwrap_or_default().0,
+            revoked: record.revoked.is_some(),
+        });
+        Ok(Response::new(v1::ListTokensResponse { tokens: tokens.collect() }))
+    }
+
+    async fn revoke_token(&self, request: Request<v1::RevokeTokenRequest>) -> Result<Response<v1::RevokeTokenResponse>, Status> {
+        let id = request.into_inner().id;
+        self.tokens.revoke(&id).await.map_err(|error| identity_status(&error))?;
+        info!(id, "token revoked");
+        Ok(Response::new(v1::RevokeTokenResponse {}))
+    }
+
+    async fn sweep(&self, request: Request<v1::SweepRequest>) -> Result<Response<v1::SweepResponse>, Status> {
+        let wanted = request.into_inner();
+        let hosts: Vec<HostId> = match wanted.host.as_str() {
+            "" => self.sessions.connected().into_keys().collect(),
+            name => vec![self.find(name)?],
+        };
+        let sweeps = hosts.iter().map(|host| async {
+            let name = self.name(host);
+            match self.sessions.sweep(host, wanted.dry_run).await {
+                Ok(result) => v1::HostSweep { host: name, objects: result.objects, error: result.error },
+                Err(error) => v1::HostSweep { host: name, objects: vec![], error: sweep_message(&error) },
+            }
+        });
+        Ok(Response::new(v1::SweepResponse { hosts: futures_util::future::join_all(sweeps).await }))
+    }
+
+    async fn doctor(&self, _request: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorResponse>, Status> {
+        let mut findings = vec![self.check_store().await];
+        findings.extend(self.check_hosts());
+        findings.extend(self.check_forges().await);
+        Ok(Response::new(v1::DoctorResponse { findings }))
+    }
+
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
+        let wanted = request.into_inner();
+        if !(1..=100).contains(&wanted.name.chars().count()) || wanted.name.chars().any(char::is_control) {
+            return Err(invalid("INVALID_HOST_NAME", "a host's name must be 1 to 100 printable characters"));
+        }
+        let id = HostId::random();
+        // The request is signed before the token is spent: a bad request must not cost the token.
+        let issued = self.authority.sign_host(&wanted.signing_request, &id).map_err(|error| identity_status(&error))?;
+        self.tokens.redeem_join(&wanted.token, &id).await.map_err(|error| join_status(&error))?;
+        let record = HostRecord {
+            id: id.clone(),
+            name: wanted.name,
+            joined: self.clock.now(),
+            certificate_ends: issued.ends,
+        };
+        self.write_host(&record, 0).await?;
+        info!(host = %id, name = record.name, "host joined");
+        Ok(Response::new(v1::JoinResponse {
+            host_id: id.to_string(),
+            certificate: issued.certificate_pem,
+            authority: self.authority.certificate_pem().to_owned(),
+            controller_name: "devfleet".to_owned(),
+        }))
+    }
+
+    async fn renew_certificate(
+        &self,
+        request: Request<v1::RenewCertificateRequest>,
+    ) -> Result<Response<v1::RenewCertificateResponse>, Status> {
+        let id = host(&request)?;
+        let known = self.view.read().hosts.get(&id).cloned();
+        let record = known.ok_or_else(|| {
+            refusal(Code::PermissionDenied, "HOST_REMOVED", "this host is not part of the fleet any more; join again with a new token")
+        })?;
+        let wanted = request.into_inner();
+        let issued = self.authority.sign_host(&wanted.signing_request, &id).map_err(|error| identity_status(&error))?;
+        let entry = self.store.get(&key::host(&id)).await.map_err(|error| store_status(&error))?;
+        let renewed = HostRecord { certificate_ends: issued.ends, ..(*record).clone() };
+        self.write_host(&renewed, entry.map_or(0, |entry| entry.modified)).await?;
+        Ok(Response::new(v1::RenewCertificateResponse {
+            certificate: issued.certificate_pem,
+            authority: self.authority.certificate_pem().to_owned(),
+        }))
+    }
+}
+
+impl FleetService {
+    async fn write_host(&self, record: &HostRecord, seen: u64) -> Result<(), Status> {
+        let then = vec![put(key::host(&record.id), record).map_err(|error| record_status(&error))?];
+        let transaction = Transaction { when: vec![Compare::Modified(key::host(&record.id), seen)], then };
+        self.store.commit(transaction).await.map_err(|error| store_status(&error))?;
+        self.view.until(|records| records.hosts.get(&record.id).map(drop)).await;
+        Ok(())
+    }
+
+    /// Finds a host by its id, the unique beginning of one, or its name.
+    fn find(&self, wanted: &str) -> Result<HostId, Status> {
+        let records = self.view.read();
+        let fits = |host: &&Arc<HostRecord>| host.name == wanted || (!wanted.is_empty() && host.id.as_str().starts_with(wanted));
+        let found: Vec<_> = records.hosts.values().filter(fits).collect();
+        match found[..] {
+            [host] => Ok(host.id.clone()),
+            [] => Err(no_such_host(wanted)),
+            _ => Err(invalid("AMBIGUOUS_HOST", format!("{wanted:?} fits several hosts; name one by its id"))),
+        }
+    }
+
+    fn show(&self, id: &HostId) -> Option<v1::Host> {
+        let connected = self.sessions.connected();
+        let records = self.view.read();
+        let owned = records.jobs().filter_map(|job| job.owner).filter(|(owner, _)| owner.host == *id);
+        let attempts = owned.map(|(owner, _)| owner.attempt.to_string()).collect();
+        records.hosts.get(id).map(|record| show::host(record, connected.get(id), attempts))
+    }
+
+    fn name(&self, id: &HostId) -> String {
+        self.view.read().hosts.get(id).map_or_else(|| id.to_string(), |record| record.name.clone())
+    }
+
+    async fn check_store(&self) -> v1::Finding {
+        let read = self.store.get(&key::idempotency("doctor")).await;
+        finding("controller", "store", read.map(|_| "it answers".to_owned()).map_err(|error| Chain(&error).to_string()))
+    }
+
+    fn check_hosts(&self) -> Vec<v1::Finding> {
+        let connected = self.sessions.connected();
+        let hosts: Vec<_> = self.view.read().hosts.values().cloned().collect();
+        if hosts.is_empty() {
+            let advice = "none has joined; make a token with `devfleet join-token create` and start devfleet-host with it";
+            return vec![finding("controller", "hosts", Err(advice.to_owned()))];
+        }
+        let check = |host: Arc<HostRecord>| match connected.get(&host.id) {
+            None => finding(&host.name, "session", Err("it is not connected; see whether devfleet-host runs there, and its log".into())),
+            Some(connected) if connected.inventory.problems.is_empty() => {
+                let inventory = &connected.inventory;
+                let message = format!("Docker {} (API {}), {}", inventory.engine_version, inventory.engine_api, inventory.storage_driver);
+                finding(&host.name, "engine", Ok(message))
+            }
+            Some(connected) => finding(&host.name, "engine", Err(connected.inventory.problems.join("; "))),
+        };
+        hosts.into_iter().map(check).collect()
+    }
+
+    async fn check_forges(&self) -> Vec<v1::Finding> {
+        let projects: Vec<_> = self.view.read().projects.values().cloned().collect();
+        let checks = projects.iter().map(|project| async {
+            let checked = match self.forges.of(&project.config).await {
+                Ok(forge) => match tokio::time::timeout(Duration::from_secs(8), forge.check()).await {
+                    Ok(Ok(found)) => Ok(found),
+                    Ok(Err(error)) => Err(format!("cannot {}", Chain(&error))),
+                    Err(_) => Err("the forge did not answer within 8 s".to_owned()),
+                },
+                Err(error) => Err(format!("cannot {}", Chain(&error))),
+            };
+            finding("controller", &format!("forge of {}", project.config.name), checked)
+        });
+        futures_util::future::join_all(checks).await
+    }
+}
+
+fn finding(subject: &str, check: &str, found: Result<String, String>) -> v1::Finding {
+    let ok = found.is_ok();
+    let message = found.unwrap_or_else(|problem| problem);
+    v1::Finding { subject: subject.to_owned(), check: check.to_owned(), ok, message }
+}
+
+fn no_such_host(wanted: &str) -> Status {
+    refusal(Code::NotFound, "NO_SUCH_HOST", format!("there is no host {wanted:?}; `devfleet hosts list` shows what there is"))
+}
+
+fn join_status(error: &JoinRefused) -> Status {
+    let (code, reason) = match error {
+        JoinRefused::Wrong => (Code::Unauthenticated, "JOIN_TOKEN_WRONG"),
+        JoinRefused::Expired(_) => (Code::Unauthenticated, "JOIN_TOKEN_EXPIRED"),
+        JoinRefused::Used(_) => (Code::Unauthenticated, "JOIN_TOKEN_USED"),
+        JoinRefused::Unavailable(_) => (Code::Unavailable, "STORE_UNAVAILABLE"),
+    };
+    refusal(code, reason, Chain(error).to_string())
+}

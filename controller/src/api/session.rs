@@ -1,0 +1,246 @@
+//! The `Session` service: what hosts call. Each effect is checked against the fence where it takes effect.
+
+use std::pin::Pin;
+
+use devfleet_proto::v1::host_message::Kind;
+use devfleet_proto::v1::{self, session_server};
+use devfleet_shared::error::Chain;
+use devfleet_shared::id::{Fence, HostId};
+use futures_util::{Stream, StreamExt as _};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Code, Request, Response, Status, Streaming};
+use tracing::{info, warn};
+
+use super::{forge_status, host, invalid, invalid_id, job_status, refusal};
+use crate::artifacts::{Artifacts, DIFF_BYTES};
+use crate::forges::{Forges, OpenForgeError};
+use crate::jobs::Claim;
+use crate::logs::{JobLogs, LogError};
+use crate::project::ProjectConfig;
+use crate::secrets;
+use crate::sessions::stream::{Session, SessionParts};
+use crate::store::records::{PublishRecord, Verification};
+use crate::view::View;
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub struct SessionService {
+    /// What sessions work with.
+    pub parts: SessionParts,
+    /// Opens forges.
+    pub forges: Forges,
+    /// Job output.
+    pub logs: JobLogs,
+    /// What jobs leave behind.
+    pub artifacts: Artifacts,
+    /// Ends all sessions.
+    pub shutdown: CancellationToken,
+    /// Counts them.
+    pub tasks: TaskTracker,
+}
+
+type Down = Pin<Box<dyn Stream<Item = Result<v1::ControllerMessage, Status>> + Send>>;
+type Acks = Pin<Box<dyn Stream<Item = Result<v1::LogAck, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl session_server::Session for SessionService {
+    type OpenStream = Down;
+    type PushLogsStream = Acks;
+
+    async fn open(&self, request: Request<Streaming<v1::HostMessage>>) -> Result<Response<Down>, Status> {
+        let host = host(&request)?;
+        if !self.view().read().hosts.contains_key(&host) {
+            return Err(refusal(Code::PermissionDenied, "HOST_REMOVED", "this host is not part of the fleet any more; join again with a new token"));
+        }
+        let mut up = request.into_inner();
+        let (sender, receiver) = mpsc::channel(64);
+        let (parts, shutdown) = (self.parts.clone(), self.shutdown.clone());
+        self.tasks.spawn(async move {
+            let first = tokio::select! {
+                () = shutdown.cancelled() => return,
+                first = up.next() => first,
+            };
+            match first {
+                Some(Ok(v1::HostMessage { kind: Some(Kind::Hello(hello)) })) => {
+                    Session::new(parts, host, sender).run(hello, up, shutdown).await;
+                }
+                Some(Ok(_)) => drop(sender.send(Err(invalid("NO_HELLO", "a session begins with a hello"))).await),
+                Some(Err(_)) | None => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn push_logs(&self, request: Request<Streaming<v1::LogChunk>>) -> Result<Response<Acks>, Status> {
+        let host = host(&request)?;
+        let mut chunks = request.into_inner();
+        let (sender, receiver) = mpsc::channel(64);
+        let (service, shutdown) = (self.clone(), self.shutdown.clone());
+        self.tasks.spawn(async move {
+            loop {
+                let chunk = tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    chunk = chunks.next() => chunk,
+                };
+                let Some(Ok(chunk)) = chunk else { return };
+                let acknowledgement = service.store_chunk(&host, chunk).await;
+                let broken = acknowledgement.is_err();
+                if sender.send(acknowledgement).await.is_err() || broken {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn get_grant(&self, request: Request<v1::GetGrantRequest>) -> Result<Response<v1::Grant>, Status> {
+        let host = host(&request)?;
+        let wanted = request.into_inner();
+        let claim = claim(host, &wanted.job, &wanted.attempt, wanted.fence)?;
+        self.owned(&claim).await?;
+        let (project, agent) = self.project_of(&claim)?;
+        let grant = self.grant(&project, &agent).await?;
+        info!(job = %claim.job, attempt = %claim.attempt, host = %claim.host, "grant given");
+        Ok(Response::new(grant))
+    }
+
+    async fn authorize_publish(
+        &self,
+        request: Request<v1::AuthorizePublishRequest>,
+    ) -> Result<Response<v1::AuthorizePublishResponse>, Status> {
+        let host = host(&request)?;
+        let wanted = request.into_inner();
+        let claim = claim(host, &wanted.job, &wanted.attempt, wanted.fence)?;
+        if wanted.diff.len() > DIFF_BYTES {
+            return Err(invalid("DIFF_TOO_LONG", "a diff may be 1 MiB long; cut it and say so"));
+        }
+        if self.parts.jobs.owned(&claim).await.map_err(|error| job_status(&error))?.is_none() {
+            return Ok(refused("another attempt owns the job"));
+        }
+        let branch = {
+            let records = self.view().read();
+            let job = records.job(&claim.job);
+            job.and_then(|job| job.state.attempts.iter().find(|attempt| attempt.id == claim.attempt).map(|attempt| attempt.branch.clone()))
+        };
+        let Some(branch) = branch else { return Ok(refused("the job is not known")) };
+        self.keep_diff(&claim, &wanted).await?;
+        let verification = wanted.verification.unwrap_or_default();
+        let record = PublishRecord {
+            attempt: claim.attempt.clone(),
+            branch,
+            commit: wanted.commit,
+            push: wanted.push,
+            verification: Verification {
+                ran: verification.ran,
+                passed: verification.passed,
+                seconds: verification.seconds,
+                output_tail: verification.output_tail,
+            },
+        };
+        let answer = self.parts.jobs.authorize_publish(&claim, &record).await.map_err(|error| job_status(&error))?;
+        info!(job = %claim.job, attempt = %claim.attempt, granted = answer.is_ok(), "leave to publish asked for");
+        Ok(match answer {
+            Ok(()) => Response::new(v1::AuthorizePublishResponse { granted: true, reason: String::new() }),
+            Err(reason) => refused(&reason),
+        })
+    }
+}
+
+impl SessionService {
+    fn view(&self) -> &View {
+        &self.parts.view
+    }
+
+    async fn owned(&self, claim: &Claim) -> Result<(), Status> {
+        let owned = self.parts.jobs.owned(claim).await.map_err(|error| job_status(&error))?;
+        let stale = || refusal(Code::FailedPrecondition, "STALE_FENCE", "this attempt does not own the job (any more)");
+        owned.map(drop).ok_or_else(stale)
+    }
+
+    /// Stores a chunk of an attempt that this host has or had: a late log of an attempt that lost its job is still
+    /// worth reading, a log for a job that this host never had is not taken.
+    async fn store_chunk(&self, host: &HostId, chunk: v1::LogChunk) -> Result<v1::LogAck, Status> {
+        let claim = claim(host.clone(), &chunk.job, &chunk.attempt, chunk.fence)?;
+        let refuse = || v1::LogAck { attempt: chunk.attempt.clone(), offset: 0, refused: true };
+        let had = self.parts.jobs.had(&claim).await.map_err(|error| job_status(&error))?;
+        if !had {
+            return Ok(refuse());
+        }
+        match self.logs.append(&claim.job, &claim.attempt, &chunk).await {
+            Ok(offset) => Ok(v1::LogAck { attempt: chunk.attempt.clone(), offset, refused: false }),
+            Err(error @ LogError::Full { .. }) => {
+                warn!(job = %claim.job, attempt = %claim.attempt, error = %Chain(&error), "a log is full");
+                Ok(refuse())
+            }
+            Err(error) => Err(refusal(Code::Unavailable, "LOG_FAILED", Chain(&error).to_string())),
+        }
+    }
+
+    fn project_of(&self, claim: &Claim) -> Result<(ProjectConfig, devfleet_shared::id::AgentName), Status> {
+        let records = self.view().read();
+        let job = records.job(&claim.job);
+        let spec = job.map(|job| job.spec).ok_or_else(|| refusal(Code::NotFound, "NO_SUCH_JOB", "there is no such job"))?;
+        let gone = || {
+            let message = format!("project {} was removed; its secrets are not known any more", spec.project);
+            refusal(Code::FailedPrecondition, "NO_SUCH_PROJECT", message)
+        };
+        let project = records.projects.get(&spec.project).ok_or_else(gone)?;
+        Ok((project.config.clone(), spec.agent.clone()))
+    }
+
+    /// Resolves every secret of an attempt. Nothing of it is stored or logged.
+    async fn grant(&self, project: &ProjectConfig, agent: &devfleet_shared::id::AgentName) -> Result<v1::Grant, Status> {
+        let missing = |error: &(dyn std::error::Error + 'static)| {
+            refusal(Code::FailedPrecondition, "SECRET_MISSING", format!("cannot {}", Chain(error)))
+        };
+        let mut grant = v1::Grant::default();
+        let agents_secrets = project.agents.get(agent).map(|config| config.secrets.clone()).unwrap_or_default();
+        for (name, reference) in &agents_secrets {
+            let value = secrets::resolve(reference).await.map_err(|error| missing(&error))?;
+            grant.variables.insert(name.clone(), value.expose().to_owned());
+        }
+        for (registry, login) in &project.registries {
+            let password = secrets::resolve(&login.password).await.map_err(|error| missing(&error))?;
+            grant.registries.push(v1::RegistryLogin {
+                registry: registry.clone(),
+                username: login.username.clone(),
+                password: password.expose().to_owned(),
+            });
+        }
+        let forge = match self.forges.of(project).await {
+            Ok(forge) => forge,
+            Err(OpenForgeError::Forge(error)) => return Err(forge_status(&error)),
+            Err(error @ OpenForgeError::Secret { .. }) => return Err(missing(&error)),
+        };
+        let access = forge.git_access().await.map_err(|error| forge_status(&error))?;
+        if let Some((username, password)) = access.login {
+            grant.git_username = username;
+            password.expose().clone_into(&mut grant.git_password);
+        }
+        Ok(grant)
+    }
+
+    async fn keep_diff(&self, claim: &Claim, wanted: &v1::AuthorizePublishRequest) -> Result<(), Status> {
+        let (artifacts, job) = (self.artifacts.clone(), claim.job.clone());
+        let (diff, truncated) = (wanted.diff.clone(), wanted.diff_truncated);
+        let kept = tokio::task::spawn_blocking(move || artifacts.keep_diff(&job, &diff, truncated)).await;
+        let failed = |problem: String| refusal(Code::Unavailable, "ARTIFACT_FAILED", format!("cannot keep the diff: {problem}"));
+        kept.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+    }
+}
+
+fn refused(reason: &str) -> Response<v1::AuthorizePublishResponse> {
+    Response::new(v1::AuthorizePublishResponse { granted: false, reason: reason.to_owned() })
+}
+
+fn claim(host: HostId, job: &str, attempt: &str, fence: u64) -> Result<Claim, Status> {
+    Ok(Claim {
+        host,
+        job: job.parse().map_err(|error| invalid_id(&error))?,
+        attempt: attempt.parse().map_err(|error| invalid_id(&error))?,
+        fence: Fence(fence),
+    })
+}

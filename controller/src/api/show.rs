@@ -1,0 +1,166 @@
+//! Records as people see them: vocabulary to wire.
+
+use devfleet_proto::v1;
+use devfleet_shared::clock::Timestamp;
+use devfleet_shared::id::JobId;
+use devfleet_shared::job::{JobPhase, Outcome};
+
+use crate::forge::MergeRequest;
+use crate::project::{Approval, ForgeConfig, ProjectRecord};
+use crate::sessions::{Connected, Sessions};
+use crate::store::records::{AttemptRecord, HostRecord, JobState, Proposal};
+use crate::view::JobRecords;
+
+/// Shows a job.
+pub fn job(job: &JobRecords, sessions: &Sessions, waiting: Vec<String>) -> v1::Job {
+    let (spec, state) = (&job.spec, &job.state);
+    v1::Job {
+        id: spec.id.to_string(),
+        project: spec.project.to_string(),
+        title: spec.title.clone(),
+        task: spec.task.clone(),
+        agent: spec.agent.to_string(),
+        base_branch: state.base.as_ref().map(|base| base.branch.clone()).or_else(|| spec.base.clone()).unwrap_or_default(),
+        base_commit: state.base.as_ref().map(|base| base.commit.clone()).unwrap_or_default(),
+        phase: state.phase.name().to_owned(),
+        outcome: outcome(state).map(|outcome| outcome.name().to_owned()).unwrap_or_default(),
+        failure: failure(state),
+        submitted_by: spec.submitted_by.clone(),
+        submitted_unix_ms: spec.submitted.0,
+        phase_since_unix_ms: state.since.0,
+        attempts: state.attempts.iter().map(|attempt| self::attempt(attempt, job, sessions)).collect(),
+        merge_request: state.merge_request.as_ref().map(merge_request),
+        proposal_digest: state.proposal.as_ref().map(ToString::to_string).unwrap_or_default(),
+        approved_by: state.approved_by.clone().unwrap_or_default(),
+        cancel_requested: state.cancelled_by.is_some(),
+        waiting: reasons(state, waiting),
+        issue: spec.issue.unwrap_or_default(),
+        hold_seconds: spec.hold.as_secs(),
+    }
+}
+
+/// Why the job does not go on right now: what the scheduler says, or what went wrong at the last try.
+fn reasons(state: &JobState, mut waiting: Vec<String>) -> Vec<String> {
+    waiting.extend(state.trouble.clone().filter(|_| !state.phase.is_terminal()));
+    waiting
+}
+
+fn outcome(state: &JobState) -> Option<&Outcome> {
+    match &state.phase {
+        JobPhase::Ended(outcome) => Some(outcome),
+        _ => None,
+    }
+}
+
+fn failure(state: &JobState) -> Option<v1::Failure> {
+    match outcome(state)? {
+        Outcome::Failed(failure) => Some(failure.into()),
+        Outcome::Rejected => {
+            let message = state.rejected.clone().unwrap_or_default();
+            Some(v1::Failure { reason: "rejected".into(), message })
+        }
+        _ => None,
+    }
+}
+
+fn attempt(attempt: &AttemptRecord, job: &JobRecords, sessions: &Sessions) -> v1::Attempt {
+    let fence = job.owner.as_ref().filter(|(owner, _)| owner.attempt == attempt.id).map(|(_, fence)| fence.0);
+    v1::Attempt {
+        id: attempt.id.to_string(),
+        host: attempt.host.to_string(),
+        fence: fence.unwrap_or_default(),
+        state: Some((&attempt.phase).into()),
+        assigned_unix_ms: attempt.assigned.0,
+        ended_unix_ms: attempt.ended.unwrap_or_default().0,
+        branch: attempt.branch.clone(),
+        doing: if attempt.ended.is_none() { sessions.what_is_done(&attempt.id) } else { String::new() },
+        held_until_unix_ms: attempt.held_until.unwrap_or_default().0,
+    }
+}
+
+/// Shows a merge request.
+pub fn merge_request(merge_request: &MergeRequest) -> v1::MergeRequest {
+    v1::MergeRequest {
+        number: merge_request.number,
+        url: merge_request.url.clone(),
+        title: merge_request.title.clone(),
+        description: merge_request.description.clone(),
+        source_branch: merge_request.source_branch.clone(),
+        target_branch: merge_request.target_branch.clone(),
+        commit: merge_request.commit.clone(),
+    }
+}
+
+/// Shows a project.
+pub fn project(record: &ProjectRecord) -> v1::Project {
+    let config = &record.config;
+    let (forge, repository) = match &config.forge {
+        ForgeConfig::Git { .. } => ("git", config.repository.clone()),
+        ForgeConfig::Gitlab { url, project, .. } => ("gitlab", format!("{}/{project}", url.trim_end_matches('/'))),
+    };
+    v1::Project {
+        name: config.name.to_string(),
+        repository,
+        forge: forge.to_owned(),
+        approval: match config.approval {
+            Approval::Required => "required".to_owned(),
+            Approval::Auto => "auto".to_owned(),
+        },
+        agents: config.agents.keys().map(ToString::to_string).collect(),
+        default_agent: config.choose_agent(None).map(String::from).unwrap_or_default(),
+        updated_unix_ms: record.updated.0,
+    }
+}
+
+/// Shows a proposal.
+pub fn proposal(job: &JobId, proposal: &Proposal) -> v1::Proposal {
+    v1::Proposal {
+        job: job.to_string(),
+        digest: proposal.digest.to_string(),
+        plan: proposal.plan.clone(),
+        environment: Some((&proposal.environment).into()),
+        recipe: Some((&proposal.recipe).into()),
+        compose: crate::environment::compose(&proposal.environment, &proposal.recipe),
+        report: proposal
+            .report
+            .iter()
+            .map(|line| v1::ReportLine {
+                fact: line.fact.clone(),
+                value: line.value.clone(),
+                file: line.file.clone(),
+                job: line.job.clone(),
+                keyword: line.keyword.clone(),
+            })
+            .collect(),
+        notes: proposal.notes.clone(),
+        confidence: proposal.confidence,
+        base_commit: proposal.base.commit.clone(),
+        agent: proposal.agent.name.to_string(),
+        agent_command: proposal.agent.command.clone(),
+        ci_job: proposal.ci_job.clone(),
+        alternatives: proposal
+            .alternatives
+            .iter()
+            .map(|other| v1::Alternative { job: other.job.clone(), image: other.image.clone(), score: other.score })
+            .collect(),
+        dropped: proposal
+            .dropped
+            .iter()
+            .map(|line| v1::Dropped { line: line.line.clone(), reason: line.reason.clone() })
+            .collect(),
+    }
+}
+
+/// Shows a host.
+pub fn host(record: &HostRecord, connected: Option<&Connected>, attempts: Vec<String>) -> v1::Host {
+    v1::Host {
+        id: record.id.to_string(),
+        name: record.name.clone(),
+        connected: connected.is_some(),
+        last_seen_unix_ms: connected.map_or(Timestamp::default(), |connected| connected.last_seen).0,
+        joined_unix_ms: record.joined.0,
+        inventory: connected.map(|connected| connected.inventory.clone()),
+        attempts,
+        certificate_ends_unix_ms: record.certificate_ends.0,
+    }
+}

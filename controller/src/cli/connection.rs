@@ -1,0 +1,143 @@
+//! The way to the controller: TLS to the context's authority, the token on every call, a deadline on every unary call.
+//!
+//! What only reads is tried again when the controller cannot be reached; so is a submission, whose key makes it safe.
+
+use std::time::Duration;
+
+use devfleet_proto::v1::fleet_client::FleetClient;
+use devfleet_proto::v1::jobs_client::JobsClient;
+use devfleet_shared::backoff::Backoff;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Response, Status};
+
+use super::context::Context;
+use super::failure::{CliError, untrusted};
+
+/// The time for one call.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The time for a call that waits for hosts.
+const LONG_DEADLINE: Duration = Duration::from_secs(150);
+/// How often a call is repeated when the controller cannot be reached.
+const REPETITIONS: u32 = 4;
+/// The pace of those.
+const PACE: Backoff = Backoff { first: Duration::from_millis(100), ceiling: Duration::from_secs(1) };
+/// The largest answer that is taken, in bytes.
+const ANSWER_BYTES: usize = 64 << 20;
+
+/// Adds the token, and the deadline of unary calls.
+#[derive(Clone, Debug)]
+pub struct Bearer {
+    value: Option<MetadataValue<Ascii>>,
+    deadline: Option<Duration>,
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.value {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        if let Some(deadline) = self.deadline {
+            request.set_timeout(deadline);
+        }
+        Ok(request)
+    }
+}
+
+/// A channel with the token on it.
+pub type Authorized = InterceptedService<Channel, Bearer>;
+
+/// A connection to the controller, made when it is first used.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    controller: String,
+    channel: Channel,
+    value: Option<MetadataValue<Ascii>>,
+}
+
+/// Makes a channel to a controller that one authority certified.
+pub fn channel(controller: &str, authority: &str) -> Result<Channel, tonic::transport::Error> {
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority));
+    let endpoint = Endpoint::from_shared(controller.to_owned())?
+        .user_agent(concat!("devfleet/", env!("CARGO_PKG_VERSION")))?
+        .connect_timeout(Duration::from_secs(10))
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .tls_config(tls)?;
+    Ok(endpoint.connect_lazy())
+}
+
+impl Connection {
+    /// Prepares the connection; nothing is sent yet.
+    pub fn new(context: &Context) -> Result<Connection, CliError> {
+        let unusable = |problem: String| CliError::Usage(format!("the context is wrong: {problem}"));
+        let channel = channel(&context.controller, &context.authority)
+            .map_err(|error| unusable(format!("{} ({error})", context.controller)))?;
+        let mut value: MetadataValue<Ascii> = format!("Bearer {}", context.token.expose())
+            .parse()
+            .map_err(|_| unusable("its token holds characters that no token has".into()))?;
+        value.set_sensitive(true);
+        Ok(Connection { controller: context.controller.clone(), channel, value: Some(value) })
+    }
+
+    /// Returns the controller's URL.
+    pub fn controller(&self) -> &str {
+        &self.controller
+    }
+
+    fn service(&self, deadline: Option<Duration>) -> Authorized {
+        InterceptedService::new(self.channel.clone(), Bearer { value: self.value.clone(), deadline })
+    }
+
+    /// Returns the client for unary calls about jobs.
+    pub fn jobs(&self) -> JobsClient<Authorized> {
+        JobsClient::new(self.service(Some(DEADLINE))).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    /// Returns the client for streams about jobs, which have no deadline.
+    pub fn streams(&self) -> JobsClient<Authorized> {
+        JobsClient::new(self.service(None)).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    /// Returns the client for calls about the fleet.
+    pub fn fleet(&self) -> FleetClient<Authorized> {
+        FleetClient::new(self.service(Some(DEADLINE))).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    /// Returns the client for calls about the fleet that wait for hosts.
+    pub fn patient_fleet(&self) -> FleetClient<Authorized> {
+        FleetClient::new(self.service(Some(LONG_DEADLINE))).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    /// Makes a call that is safe to repeat.
+    pub async fn read<T>(&self, call: impl AsyncFn() -> Result<Response<T>, Status>) -> Result<T, CliError> {
+        let mut tries = 0;
+        loop {
+            match call().await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) if is_transient(&status) && tries < REPETITIONS => {
+                    tries += 1;
+                    tokio::time::sleep(PACE.pause(tries, Backoff::jitter())).await;
+                }
+                Err(status) => return Err(self.failure(status)),
+            }
+        }
+    }
+
+    /// Makes a call once.
+    pub async fn write<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, CliError> {
+        call.await.map(Response::into_inner).map_err(|status| self.failure(status))
+    }
+
+    /// Takes what a call or a stream answered.
+    pub fn failure(&self, status: Status) -> CliError {
+        CliError::of(status, &self.controller)
+    }
+}
+
+/// Says whether the same call may succeed a moment later: nobody answered.
+pub fn is_transient(status: &Status) -> bool {
+    status.code() == Code::Unavailable && untrusted(status).is_none()
+}

@@ -1,0 +1,508 @@
+//! What a command of a CI script is for. The tables are from reading real files; they are judged by the program's name.
+
+use super::shell;
+
+/// What a command is for. The order is how much it says about a job: the greater decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Purpose {
+    /// Prints something or makes a directory.
+    Trivial,
+    /// Anything else.
+    Other,
+    /// Changes the shell itself: `cd`, `export`, `source`.
+    State,
+    /// Adds a place that OS packages come from.
+    PackageSource,
+    /// Refreshes the lists of OS packages.
+    PackageLists,
+    /// Installs OS packages.
+    Packages,
+    /// Installs what the project depends on.
+    Dependencies,
+    /// Must not run in the environment.
+    Forbidden(Ban),
+    /// Checks style or types.
+    Lint,
+    /// Builds.
+    Build,
+    /// Runs tests through a browser or against a deployment.
+    EndToEnd,
+    /// Runs something that is called like a test.
+    TestScript,
+    /// Runs tests.
+    Test,
+}
+
+/// Why a command must not run in the environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ban {
+    Ssh,
+    Docker,
+    GitRemote,
+    Version,
+    Deploy,
+    Upload,
+}
+
+impl Ban {
+    /// Says it to people.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Ban::Ssh => "sets up SSH keys or connections; the environment has no deploy keys",
+            Ban::Docker => "needs a Docker daemon, which the environment does not have",
+            Ban::GitRemote => "changes git's settings, history or remotes; devfleet itself commits and pushes",
+            Ban::Version => "changes the project's version, which is for releases",
+            Ban::Deploy => "deploys",
+            Ban::Upload => "uploads results",
+        }
+    }
+}
+
+/// Judges one unit: the most telling of its commands.
+pub(super) fn of_unit(unit: &shell::Unit) -> Purpose {
+    if touches_ssh(&unit.text) {
+        return Purpose::Forbidden(Ban::Ssh);
+    }
+    let fetched =
+        unit.commands.iter().any(|words| words.first().is_some_and(|first| matches!(first.as_str(), "curl" | "wget")));
+    let text = unit.text.as_str();
+    if fetched
+        && ["nodesource", "packages.", "apt", "yarnpkg.com/debian", "rpm."].iter().any(|part| text.contains(part))
+    {
+        return Purpose::PackageSource;
+    }
+    let runs = unit.commands.last().is_some_and(|words| {
+        matches!(shell::program(words).first().map(String::as_str), Some("sh" | "bash" | "python" | "zsh"))
+    });
+    if fetched && runs && !text.contains("codecov.io") {
+        return Purpose::Dependencies;
+    }
+    unit.commands.iter().map(|words| of_command(words)).max().unwrap_or(Purpose::Trivial)
+}
+
+fn touches_ssh(text: &str) -> bool {
+    let parts =
+        ["ssh-agent", "ssh-add", "ssh-keyscan", "~/.ssh", "$HOME/.ssh", "/root/.ssh", "SSH_PRIVATE_KEY", "SSH_KEY"];
+    parts.iter().any(|part| text.contains(part))
+}
+
+/// Judges a program by its name, its first argument that is no option, and all its arguments.
+type Judge = fn(&str, &str, &[&str]) -> Option<Purpose>;
+
+/// Judges one command.
+pub(super) fn of_command(words: &[String]) -> Purpose {
+    let words = shell::program(words);
+    let words: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.is_empty()).collect();
+    let Some(name) = words.first().copied() else { return Purpose::Trivial };
+    if words.len() == 1 && shell::is_assignment(name) {
+        return Purpose::State;
+    }
+    let args = words.get(1..).unwrap_or_default();
+    let first = args.iter().copied().find(|word| !word.starts_with(['-', '+', '$'])).unwrap_or_default();
+    if args.len() == 1 && matches!(args[0], "--version" | "-version" | "-v" | "-V" | "version") && name != "docker" {
+        return Purpose::Trivial;
+    }
+    let judges: [Judge; 6] = [shell_words, packages, banned, tests, checks, dependencies];
+    let judged = judges.iter().find_map(|judge| judge(name, first, args));
+    judged.unwrap_or_else(|| by_name(name))
+}
+
+fn shell_words(name: &str, _first: &str, args: &[&str]) -> Option<Purpose> {
+    match name {
+        "cd" | "export" | "source" | "." | "set" | "unset" | "alias" | "pushd" | "popd" | "shopt" | "ulimit"
+        | "umask" | "eval" | "nvm" | "rvm" | "asdf" | "deactivate" => Some(Purpose::State),
+        "conda" if args.contains(&"activate") => Some(Purpose::State),
+        "echo" | "printf" | "ls" | "pwd" | "whoami" | "which" | "date" | "hostname" | "uname" | "env" | "printenv"
+        | "true" | ":" | "id" | "df" | "free" | "nproc" | "exit" | "type" | "tree" | "cat" | "sleep" => {
+            Some(Purpose::Trivial)
+        }
+        _ => None,
+    }
+}
+
+fn packages(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
+    match (name, first) {
+        ("apt-get" | "apt" | "apk" | "dnf" | "yum" | "microdnf", "update" | "makecache" | "clean" | "autoclean") => {
+            Some(Purpose::PackageLists)
+        }
+        ("apt-get" | "apt" | "dnf" | "yum" | "microdnf", "install") | ("apk", "add") => Some(Purpose::Packages),
+        ("apt-key" | "add-apt-repository" | "yum-config-manager" | "rpm", _) => Some(Purpose::PackageSource),
+        ("dpkg", _) if args.contains(&"--add-architecture") => Some(Purpose::PackageSource),
+        ("dpkg", _) => Some(Purpose::Dependencies),
+        ("rm", _) if args.iter().any(|word| word.contains("/var/lib/apt/lists")) => Some(Purpose::PackageLists),
+        ("tee" | "sed" | "cp" | "mv", _)
+            if args
+                .iter()
+                .any(|word| word.contains("/etc/apt") || word.contains("/etc/apk") || word.contains("yum.repos")) =>
+        {
+            Some(Purpose::PackageSource)
+        }
+        _ => None,
+    }
+}
+
+fn banned(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
+    let has = |word: &str| args.contains(&word);
+    let ban = match (name, first) {
+        ("ssh" | "scp" | "sftp" | "sshpass", _) => Ban::Ssh,
+        ("docker" | "docker-compose" | "podman" | "buildah" | "kaniko" | "skopeo" | "crane", _) => Ban::Docker,
+        (
+            "git",
+            "push" | "remote" | "config" | "commit" | "tag" | "checkout" | "fetch" | "pull" | "merge" | "rebase"
+            | "switch",
+        ) => Ban::GitRemote,
+        ("git", "reset" | "add" | "stash") => Ban::GitRemote,
+        ("mvn", _) if args.iter().any(|word| word.contains("versions:set") || word.contains("release:")) => {
+            Ban::Version
+        }
+        ("npm" | "poetry" | "yarn" | "pnpm", "version") if !args.is_empty() && !has("--no-git-tag-version") => {
+            Ban::Version
+        }
+        (
+            "bumpversion" | "bump2version" | "bump-my-version" | "semantic-release" | "standard-version" | "release-it"
+            | "lerna",
+            _,
+        ) if name != "lerna" || matches!(first, "version" | "publish") => Ban::Version,
+        (
+            "kubectl" | "helm" | "terraform" | "tofu" | "ansible-playbook" | "heroku" | "dpl" | "gcloud" | "az" | "oc"
+            | "eb",
+            _,
+        ) => Ban::Deploy,
+        (
+            "rsync" | "lftp" | "ncftpput" | "surge" | "netlify" | "vercel" | "firebase" | "flyctl" | "fly" | "cap"
+            | "wrangler",
+            _,
+        ) => Ban::Deploy,
+        ("serverless" | "sls" | "cdk" | "pulumi" | "rancher" | "dep", "deploy" | "up") => Ban::Deploy,
+        ("gradle", _) if args.iter().any(|word| word.starts_with("publish") || *word == "uploadArchives") => {
+            Ban::Upload
+        }
+        ("aws" | "gsutil" | "s3cmd" | "mc" | "rclone", _) => Ban::Upload,
+        ("npm" | "yarn" | "pnpm" | "cargo" | "poetry" | "flit" | "hex" | "vsce", "publish") => Ban::Upload,
+        ("twine", "upload") | ("gem", "push") | ("mix", "hex.publish") | ("nuget", "push") => Ban::Upload,
+        ("dotnet", "nuget") if has("push") => Ban::Upload,
+        (
+            "codecov" | "coveralls" | "cc-test-reporter" | "sonar-scanner" | "release-cli" | "glab" | "gh" | "codacy",
+            _,
+        ) => Ban::Upload,
+        ("curl" | "wget", _) if uploads(args) => Ban::Upload,
+        ("bash", _) if args.iter().any(|word| word.contains("codecov.io")) => Ban::Upload,
+        _ => return None,
+    };
+    Some(Purpose::Forbidden(ban))
+}
+
+fn uploads(args: &[&str]) -> bool {
+    args.iter().any(|word| {
+        matches!(*word, "--upload-file" | "-T" | "-F" | "--form" | "--post-file" | "--data-binary")
+            || word.starts_with("-F")
+            || word.contains("codecov.io")
+            || word.contains("hooks.slack.com")
+    }) || args
+        .windows(2)
+        .any(|pair| matches!(pair[0], "-X" | "--request") && matches!(pair[1], "POST" | "PUT" | "DELETE" | "PATCH"))
+}
+
+fn tests(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
+    let any = |wanted: &[&str]| args.iter().any(|word| wanted.contains(word));
+    let skipped = args.iter().any(|word| word.starts_with("-DskipTests") || word.starts_with("-Dmaven.test.skip"))
+        || args.windows(2).any(|pair| matches!(pair[0], "-x" | "--exclude-task") && pair[1] == "test");
+    let part = |wanted: &str| args.iter().any(|word| word.rsplit(':').next().is_some_and(|goal| goal == wanted));
+    let found = match name {
+        "pytest" | "py.test" | "tox" | "nox" | "unittest" | "nosetests" | "nose2" | "trial" | "stestr" | "rspec"
+        | "parallel_rspec" | "minitest" | "jest" | "vitest" | "mocha" | "ava" | "karma" | "jasmine" | "tap" | "nyc"
+        | "c8" | "gotestsum" | "ginkgo" | "phpunit" | "simple-phpunit" | "pest" | "paratest" | "codecept"
+        | "phpspec" | "kahlan" | "ctest" | "bats" | "prove" | "busted" | "elm-test" | "luatest" | "cram" | "ward"
+        | "vstest.console" => true,
+        "cypress" | "playwright" | "testcafe" | "nightwatch" | "wdio" | "protractor" | "cucumber" | "behat"
+        | "behave" | "newman" | "k6" | "robot" => return Some(Purpose::EndToEnd),
+        "rake" | "rails" => {
+            args.is_empty() && name == "rake"
+                || args.iter().any(|word| {
+                    matches!(*word, "test" | "spec" | "ci") || word.starts_with("test:") || word.starts_with("spec:")
+                }) && !any(&["db:test:prepare"])
+        }
+        "manage.py" | "django-admin" | "artisan" | "hatch" | "bun" | "deno" | "flutter" | "dart" | "swift"
+        | "crystal" | "zig" | "gleam" | "lein" | "stack" | "cabal" | "ng" | "nx" | "meteor" | "forge" | "hardhat"
+        | "sbt" | "mill" | "bazel" | "dune" | "opam" | "meson" | "rebar3" | "console" | "composer" | "molecule"
+        | "pio" | "platformio" => {
+            any(&["test", "tests", "test:unit", "eunit", "ct", "spec", "clean test", "runtest", "phpunit", "unit"])
+                || args.iter().any(|word| word.trim_start_matches(['\'', '"']).starts_with("test"))
+        }
+        "npm" | "yarn" | "pnpm" | "lerna" | "turbo" | "grunt" | "gulp" | "rush" => {
+            let script = if matches!(first, "run" | "run-script") { argument_after(args, first) } else { first };
+            return javascript(script);
+        }
+        "cargo" => matches!(first, "test" | "nextest" | "tarpaulin" | "llvm-cov" | "t" | "miri"),
+        "go" => matches!(first, "test"),
+        "mvn" | "gradle" if skipped => false,
+        "mvn" => part("test") || part("verify") || part("install") || part("integration-test") || part("deploy"),
+        "gradle" => part("test") || part("check") || part("build") || args.iter().any(|word| word.ends_with("Test")),
+        "ant" => any(&["test", "check", "junit"]),
+        "mix" => matches!(first, "test" | "coveralls" | "espec" | "ci") || first.starts_with("coveralls."),
+        "dotnet" => matches!(first, "test" | "vstest"),
+        "make" | "just" | "task" | "ninja" | "invoke" | "inv" | "scons" | "rush.sh" | "earthly" => {
+            return make_goals(args);
+        }
+        "xcodebuild" | "fastlane" => any(&["test", "tests", "scan"]),
+        "R" => any(&["check"]),
+        "Rscript" => args.iter().any(|word| word.contains("test") || word.contains("check")),
+        "julia" => args.iter().any(|word| word.contains("Pkg.test") || word.contains("runtests")),
+        "cmake" => args.windows(2).any(|pair| pair[0] == "--target" && matches!(pair[1], "test" | "check")),
+        _ => false,
+    };
+    found.then_some(Purpose::Test)
+}
+
+fn argument_after<'a>(args: &[&'a str], word: &str) -> &'a str {
+    let mut after = args.iter().skip_while(|arg| **arg != word).skip(1);
+    after.find(|arg| !arg.starts_with('-')).copied().unwrap_or_default()
+}
+
+fn javascript(script: &str) -> Option<Purpose> {
+    let parts: Vec<&str> = script.split([':', '-', '_']).collect();
+    let has = |wanted: &[&str]| parts.iter().any(|part| wanted.contains(part));
+    if has(&["e2e", "cypress", "playwright", "integration", "storybook"]) && !has(&["build"]) {
+        return Some(Purpose::EndToEnd);
+    }
+    if has(&["test", "tests", "unit", "jest", "vitest", "coverage", "cover", "spec"]) || script == "t" {
+        return Some(Purpose::Test);
+    }
+    if has(&["lint", "eslint", "prettier", "typecheck", "tsc", "check", "format", "stylelint", "types"]) {
+        return Some(Purpose::Lint);
+    }
+    has(&["build", "compile", "dist", "bundle"]).then_some(Purpose::Build)
+}
+
+fn make_goals(args: &[&str]) -> Option<Purpose> {
+    let goals: Vec<&str> =
+        args.iter().copied().filter(|word| !word.starts_with('-') && !shell::is_assignment(word)).collect();
+    let has =
+        |wanted: &[&str]| goals.iter().any(|goal| goal.split(['-', '_', ':', '/']).any(|part| wanted.contains(&part)));
+    if has(&["deploy", "publish", "release", "push", "upload"]) {
+        return Some(Purpose::Forbidden(Ban::Deploy));
+    }
+    if has(&["e2e", "acceptance"]) {
+        return Some(Purpose::EndToEnd);
+    }
+    if has(&["test", "tests", "check", "unit", "spec", "ci", "coverage", "pytest", "runtests"]) {
+        return Some(Purpose::Test);
+    }
+    if has(&["lint", "fmt", "format", "vet", "style", "typecheck"]) {
+        return Some(Purpose::Lint);
+    }
+    if has(&["deps", "dependencies", "setup", "install", "bootstrap", "vendor", "requirements"]) {
+        return Some(Purpose::Dependencies);
+    }
+    Some(Purpose::Build)
+}
+
+fn checks(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
+    let lint = match name {
+        "flake8" | "pylint" | "ruff" | "mypy" | "black" | "isort" | "bandit" | "pyright" | "pre-commit"
+        | "pycodestyle" | "pydocstyle" | "rubocop" | "brakeman" | "reek" | "haml-lint" | "eslint" | "tslint"
+        | "prettier" | "stylelint" | "golangci-lint" | "golint" | "gofmt" | "staticcheck" | "phpcs"
+        | "php-cs-fixer" | "phpstan" | "psalm" | "phpmd" | "pint" | "clang-format" | "clang-tidy" | "cppcheck"
+        | "shellcheck" | "hadolint" | "yamllint" | "markdownlint" | "commitlint" | "ktlint" | "detekt"
+        | "checkstyle" | "codespell" | "reuse" | "licensecheck" | "standard" | "standardrb" | "pronto" | "danger"
+        | "twig-lint" | "rector" | "sphinxlint" | "rstcheck" => true,
+        "cargo" => matches!(first, "fmt" | "clippy" | "deny" | "audit" | "machete"),
+        "go" => matches!(first, "vet" | "fmt"),
+        "mix" => matches!(first, "format" | "credo" | "dialyzer" | "sobelow"),
+        "dotnet" => first == "format",
+        "php" => first == "-l",
+        _ => false,
+    };
+    if lint {
+        return Some(Purpose::Lint);
+    }
+    let build = match name {
+        "cargo" => matches!(first, "build" | "check" | "doc" | "bench" | "b"),
+        "go" => matches!(first, "build" | "install" | "generate" | "run"),
+        "mvn" => first != "dependency:go-offline" && first != "dependency:resolve",
+        "gradle" | "ant" | "sbt" | "lein" | "stack" | "cabal" | "swift" | "bazel" | "meson" | "msbuild"
+        | "xcodebuild" | "dune" => true,
+        "tsc" | "webpack" | "vite" | "rollup" | "next" | "nuxt" | "gatsby" | "cmake" | "gcc" | "g++" | "clang"
+        | "javac" | "configure" | "qmake" | "hugo" | "jekyll" | "mkdocs" | "sphinx-build" | "sphinx" | "latexmk"
+        | "pdflatex" | "pyinstaller" | "autoreconf" | "build" => true,
+        "ng" | "nx" | "flutter" | "forge" | "crystal" | "zig" => first == "build",
+        "mix" => matches!(first, "compile" | "release"),
+        "dotnet" => matches!(first, "build" | "publish" | "pack" | "msbuild"),
+        "rails" | "rake" => first.starts_with("assets:"),
+        _ => false,
+    };
+    build.then_some(Purpose::Build)
+}
+
+fn dependencies(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
+    let found = match name {
+        "pip" | "pip2" | "pipx" | "easy_install" => matches!(first, "install" | "sync" | "wheel" | "download"),
+        "uv" => matches!(first, "sync" | "pip" | "venv" | "tool" | "python"),
+        "poetry" | "pdm" | "pipenv" | "rye" | "hatch" | "conda" | "mamba" => {
+            matches!(first, "install" | "sync" | "update" | "env" | "lock" | "config" | "export" | "self" | "add")
+        }
+        "venv" | "virtualenv" | "ensurepip" | "nvm" | "rvm" | "rbenv" | "pyenv" | "corepack" | "n" | "phpize" => true,
+        "npm" | "yarn" | "pnpm" | "bun" => {
+            first.is_empty() && name == "yarn"
+                || matches!(
+                    first,
+                    "install"
+                        | "ci"
+                        | "i"
+                        | "add"
+                        | "config"
+                        | "set"
+                        | "link"
+                        | "rebuild"
+                        | "global"
+                        | "prune"
+                        | "dedupe"
+                        | "bootstrap"
+                        | "update"
+                )
+        }
+        "lerna" | "bower" | "jspm" => matches!(first, "bootstrap" | "install"),
+        "bundle" | "bundler" => matches!(first, "install" | "config" | "check" | "update" | ""),
+        "gem" => matches!(first, "install" | "update"),
+        "composer" => matches!(
+            first,
+            "install"
+                | "update"
+                | "require"
+                | "config"
+                | "global"
+                | "self-update"
+                | "bin"
+                | "dump-autoload"
+                | "validate"
+        ),
+        "cargo" => matches!(first, "fetch" | "install" | "update" | "binstall"),
+        "rustup" => matches!(
+            first,
+            "component" | "target" | "install" | "update" | "default" | "toolchain" | "override" | "show"
+        ),
+        "go" => matches!(first, "mod" | "get" | "env") || first == "install",
+        "mvn" => first.starts_with("dependency:"),
+        "mix" => matches!(
+            first,
+            "deps.get" | "local.hex" | "local.rebar" | "deps.compile" | "archive.install" | "deps.update" | "hex.info"
+        ),
+        "dotnet" => matches!(first, "restore" | "tool" | "workload" | "nuget"),
+        "nuget" => first == "restore",
+        "flutter" | "dart" | "pub" => matches!(first, "pub" | "get" | "precache"),
+        "cabal" | "stack" | "opam" | "luarocks" | "cpanm" | "cpan" | "shards" | "conan" | "vcpkg" | "elm" => true,
+        "docker-php-ext-install"
+        | "docker-php-ext-enable"
+        | "docker-php-ext-configure"
+        | "pecl"
+        | "install-php-extensions" => true,
+        "playwright" => first == "install",
+        _ => false,
+    };
+    found.then_some(Purpose::Dependencies)
+}
+
+/// A script that is called like a test, or anything else.
+fn by_name(name: &str) -> Purpose {
+    let lower = name.to_ascii_lowercase();
+    let stem = lower.strip_suffix(".sh").or_else(|| lower.strip_suffix(".py")).unwrap_or(&lower);
+    let parts: Vec<&str> = stem.split(['-', '_', '.', ':']).collect();
+    if parts.iter().any(|part| matches!(*part, "deploy" | "release" | "publish" | "upload")) {
+        return Purpose::Forbidden(Ban::Deploy);
+    }
+    match parts.iter().any(|part| {
+        matches!(*part, "test" | "tests" | "runtests" | "check" | "spec" | "specs" | "unittest" | "unittests")
+    }) {
+        true if stem != "test" || lower != name || name.contains('.') => Purpose::TestScript,
+        _ => match parts.iter().any(|part| matches!(*part, "build" | "compile")) {
+            true => Purpose::Build,
+            false => Purpose::Other,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Purpose {
+        shell::split(text).units.iter().map(of_unit).max().unwrap_or(Purpose::Trivial)
+    }
+
+    #[test]
+    fn commands_are_recognised_by_what_they_run() {
+        use Purpose::*;
+        let table = [
+            ("pytest -q", Test),
+            ("python manage.py test --parallel", Test),
+            ("python -m unittest discover", Test),
+            ("bundle exec rake", Test),
+            ("bundle exec rails test", Test),
+            ("bin/rails db:create db:test:prepare", Other),
+            ("npm test", Test),
+            ("npm run test:unit -- --ci", Test),
+            ("yarn test --coverage", Test),
+            ("npm run e2e", EndToEnd),
+            ("npm run lint", Lint),
+            ("npm run build", Build),
+            ("npm ci --no-audit", Dependencies),
+            ("yarn --frozen-lockfile", Dependencies),
+            ("yarn", Dependencies),
+            ("cargo test --locked", Test),
+            ("cargo +nightly clippy", Lint),
+            ("go test ./...", Test),
+            ("go mod download", Dependencies),
+            ("./mvnw $MAVEN_CLI_OPTS test", Test),
+            ("mvn -B clean install", Test),
+            ("mvn package -DskipTests", Build),
+            ("mvn clean install -DskipTests", Build),
+            ("./gradlew build -x test", Build),
+            ("./gradlew :app:check", Test),
+            ("./gradlew assemble", Build),
+            ("./vendor/bin/phpunit", Test),
+            ("php artisan test", Test),
+            ("php artisan migrate", Other),
+            ("composer install", Dependencies),
+            ("mix coveralls --preload-modules", Test),
+            ("mix deps.get", Dependencies),
+            ("dotnet test", Test),
+            ("make check", Test),
+            ("make -j4", Build),
+            ("make", Build),
+            ("make deps", Dependencies),
+            ("ctest --output-on-failure", Test),
+            ("./test.sh", TestScript),
+            ("scripts/run-tests-in-docker.sh", TestScript),
+            ("test -f x", Other),
+            ("tox -e py312", Test),
+            ("apt-get update -qq", PackageLists),
+            ("apt-get install -y git", Packages),
+            ("apk add --no-cache git", Packages),
+            ("curl -sL https://deb.nodesource.com/setup_18.x | bash -", PackageSource),
+            ("eval $(ssh-agent -s)", Forbidden(Ban::Ssh)),
+            ("echo \"$SSH_PRIVATE_KEY\" | tr -d '\\r' | ssh-add -", Forbidden(Ban::Ssh)),
+            ("echo $CI_REGISTRY_PASSWORD | docker login -u x --password-stdin", Forbidden(Ban::Docker)),
+            ("docker --version", Forbidden(Ban::Docker)),
+            ("git push origin HEAD", Forbidden(Ban::GitRemote)),
+            ("git config --global user.email x", Forbidden(Ban::GitRemote)),
+            ("git submodule update --init", Other),
+            ("mvn versions:set -DnewVersion=1", Forbidden(Ban::Version)),
+            ("npm version patch", Forbidden(Ban::Version)),
+            ("kubectl apply -f x", Forbidden(Ban::Deploy)),
+            ("curl -F token=x https://example.com", Forbidden(Ban::Upload)),
+            ("curl -sSL https://install.python-poetry.org | python3 -", Dependencies),
+            ("bash <(curl -s https://codecov.io/bash)", Forbidden(Ban::Upload)),
+            ("cargo publish", Forbidden(Ban::Upload)),
+            ("cd app", State),
+            ("export A=b", State),
+            (". venv/bin/activate", State),
+            ("A=b", State),
+            ("echo hello", Trivial),
+            ("ruby -v", Trivial),
+            ("cp a b", Other),
+        ];
+        for (text, expected) in table {
+            assert_eq!(check(text), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Puts the derivation together, and says of every fact where it stands in the CI configuration.
+
+use devfleet_shared::environment::EnvironmentSpec;
+
+use super::commands::{self, Sorted};
+use super::job::Job;
+use super::merged::Document;
+use super::purpose::Purpose;
+use super::select::{self, Choice};
+use super::services::{self, Services};
+use super::variables::{self, Variables};
+use super::yaml::Place;
+use super::{Context, Derivation, DerivationError, ReportLine, caches};
+
+/// How many notes, dropped lines and report lines are worth keeping.
+const MAX_LINES: usize = 200;
+/// How much of a value is shown.
+const MAX_SHOWN_LETTERS: usize = 200;
+
+/// Makes the derivation of a document.
+pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivation, DerivationError> {
+    let choice = select::choose(document, context)?;
+    let job = choice.job;
+    let mut variables = Variables::new(&job, &choice.variant, context);
+    let values = variables.all()?;
+    let services = services::of_job(&job, &mut variables, &values)?;
+    let caches = caches::of_job(&job, &mut variables)?;
+    let before = job.lines("before_script");
+    let script = job.lines("script");
+    let sorted = commands::sort(&texts(&before), &texts(&script));
+    let mut notes = document.notes.clone();
+    let user = option(choice.written.user.as_deref(), "user", &mut variables, &mut notes)?;
+    let platform = option(choice.written.platform.as_deref(), "platform", &mut variables, &mut notes)?;
+
+    let mut report = Report { document, lines: Vec::new() };
+    report.choice(&choice);
+    report.services(&services, &job);
+    for name in job.variable_names() {
+        if let (Some(place), Some(value)) = (variables::place_of(&job, &name), values.get(&name)) {
+            let origin = if job.keyword("variables").is_some_and(|node| node.get(&name).is_some()) {
+                job.name
+            } else {
+                "(global)"
+            };
+            report.add(&format!("variable {name}"), value, Origin { place, job: origin, keyword: "variables" });
+        }
+    }
+    for spec in &caches.specs {
+        report.add(
+            &format!("cache {}", spec.path),
+            &spec.key,
+            Origin { place: caches.place, job: &caches.origin, keyword: "cache" },
+        );
+    }
+    report.commands(&sorted, &job, &before, &script);
+
+    notes.extend(choice.notes.iter().cloned());
+    notes.extend(services.notes);
+    notes.extend(caches.notes);
+    notes.extend(sorted.notes);
+    notes.extend(about_variables(&variables));
+    notes.extend(about_verify(sorted.checks));
+    let confidence = confidence(document, &choice, sorted.checks);
+    let mut dropped = services.dropped;
+    dropped.extend(sorted.dropped);
+    notes.truncate(MAX_LINES);
+    dropped.truncate(MAX_LINES);
+    Ok(Derivation {
+        environment: EnvironmentSpec {
+            image: choice.image.to_string(),
+            entrypoint: choice.written.entrypoint,
+            user,
+            platform,
+            services: services.specs,
+            variables: values,
+            caches: caches.specs,
+            setup: sorted.setup,
+            verify: sorted.verify,
+        },
+        ci_job: job.name.to_owned(),
+        packages: sorted.packages,
+        alternatives: choice.alternatives,
+        dropped,
+        report: report.lines,
+        notes,
+        confidence,
+    })
+}
+
+fn texts(lines: &[(String, Place)]) -> Vec<String> {
+    lines.iter().map(|(text, _)| text.clone()).collect()
+}
+
+/// Expands `docker: user` or `docker: platform`; what the engine could take for something else is left out.
+fn option(
+    written: Option<&str>,
+    what: &str,
+    variables: &mut Variables<'_>,
+    notes: &mut Vec<String>,
+) -> Result<Option<String>, DerivationError> {
+    let Some(written) = written else { return Ok(None) };
+    let value = variables.expand(written)?;
+    let safe = |letter: char| letter.is_ascii_alphanumeric() || "._-:/".contains(letter);
+    if !value.is_empty()
+        && value.chars().all(safe)
+        && value.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_')
+    {
+        return Ok(Some(value));
+    }
+    notes.push(format!("the image's docker {what} `{written}` is left out: it is {value:?}"));
+    Ok(None)
+}
+
+fn about_variables(variables: &Variables<'_>) -> Option<String> {
+    let mut names: Vec<&str> = variables.undefined.iter().chain(&variables.outside).map(String::as_str).collect();
+    names.retain(|name| !name.starts_with("CI_") && !name.starts_with("GITLAB_"));
+    let shown = names.iter().take(10).copied().collect::<Vec<_>>().join(", ");
+    (!names.is_empty()).then(|| format!("used, but not set in the CI file, and therefore empty: {shown}"))
+}
+
+fn about_verify(checks: Option<Purpose>) -> Option<String> {
+    let text = match checks {
+        None => "nothing is left that could check the result: every command of the job's script was dropped",
+        Some(purpose) if purpose >= Purpose::EndToEnd => return None,
+        Some(Purpose::Build | Purpose::Lint) => "the job builds or checks style; no tests were recognised",
+        Some(_) => "no command of the job was recognised as a test or a build",
+    };
+    Some(text.to_owned())
+}
+
+fn confidence(document: &Document, choice: &Choice<'_>, checks: Option<Purpose>) -> f64 {
+    let mut confidence = choice.confidence;
+    for (applies, factor) in [(document.flawed, 0.8), (document.incomplete, 0.9), (checks.is_none(), 0.4)] {
+        if applies {
+            confidence *= factor;
+        }
+    }
+    (confidence * 100.0).round() / 100.0
+}
+
+/// Where a fact stands.
+struct Origin<'a> {
+    place: Place,
+    job: &'a str,
+    keyword: &'a str,
+}
+
+struct Report<'a> {
+    document: &'a Document,
+    lines: Vec<ReportLine>,
+}
+
+impl Report<'_> {
+    fn add(&mut self, fact: &str, value: &str, origin: Origin<'_>) {
+        if self.lines.len() >= MAX_LINES {
+            return;
+        }
+        let mut shown: String = value.chars().take(MAX_SHOWN_LETTERS).collect();
+        if shown.len() < value.len() {
+            shown.push('…');
+        }
+        let file = self.document.place(origin.place);
+        let (job, keyword) = (origin.job.to_owned(), origin.keyword.to_owned());
+        self.lines.push(ReportLine { fact: fact.to_owned(), value: shown, file, job, keyword });
+    }
+
+    fn choice(&mut self, choice: &Choice<'_>) {
+        let job = choice.job.name;
+        let script = choice.job.keyword("script").map(|node| node.place).unwrap_or_default();
+        self.add(
+            "job",
+            &format!("{job} ({})", choice.reasons.join("; ")),
+            Origin { place: script, job, keyword: "script" },
+        );
+        self.add(
+            "image",
+            &choice.image.to_string(),
+            Origin { place: choice.fact.node.place, job: choice.fact.origin, keyword: "image" },
+        );
+        for (name, value) in &choice.variant {
+            let place = choice.job.keyword("parallel").map(|node| node.place).unwrap_or_default();
+            self.add(&format!("variable {name}"), value, Origin { place, job, keyword: "parallel:matrix" });
+        }
+    }
+
+    fn services(&mut self, services: &Services, job: &Job<'_>) {
+        for (spec, place) in services.specs.iter().zip(&services.places) {
+            let value = format!("{} as {}", spec.image, spec.aliases.join(", "));
+            let origin = if services.origin.is_empty() { job.name } else { &services.origin };
+            self.add(
+                &format!("service {}", spec.name),
+                &value,
+                Origin { place: *place, job: origin, keyword: "services" },
+            );
+        }
+    }
+
+    fn commands(&mut self, sorted: &Sorted, job: &Job<'_>, before: &[(String, Place)], script: &[(String, Place)]) {
+        let origin = job.inherited("before_script").map_or(job.name, |fact| fact.origin);
+        let of_before = before.first().map(|(_, place)| (*place, origin, "before_script"));
+        let of_script = script.first().map(|(_, place)| (*place, job.name, "script"));
+        if let Some((place, job, keyword)) = of_before.or(of_script) {
+            if !sorted.packages.is_empty() {
+                self.add("packages", &sorted.packages.join(" "), Origin { place, job, keyword });
+            }
+            if !sorted.setup.is_empty() {
+                self.add("setup", &sorted.setup.join("; "), Origin { place, job, keyword });
+            }
+        }
+        if let Some((place, job, keyword)) = of_script {
+            self.add("verify", &sorted.verify.join("; "), Origin { place, job, keyword });
+        }
+    }
+}

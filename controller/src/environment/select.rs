@@ -1,0 +1,349 @@
+//! Which job stands for the development environment: a score with its reasons, by what a job's script does.
+//!
+//! What the script runs counts most, then the names of job and stage, then how the job is run. Images that only ship or
+//! check things are no candidates. Equal scores: the default image, then the one most jobs use, then the higher version.
+
+mod pins;
+mod score;
+
+use std::collections::BTreeMap;
+
+use super::images::{self, ImageName};
+use super::job::{self, Fact, Job, Variant, Written};
+use super::merged::Document;
+use super::purpose::Purpose;
+use super::variables::Variables;
+use super::{Alternative, Context, DerivationError};
+use score::Judgement;
+
+/// How many jobs are looked at.
+const MAX_JOBS: usize = 2_000;
+/// How many alternatives are worth telling.
+const MAX_ALTERNATIVES: usize = 10;
+/// How much more a job without a usable image has to have to count for more than one with it.
+const CLEARLY_BETTER: i64 = 20;
+
+/// The chosen job and why.
+#[derive(Debug)]
+pub(super) struct Choice<'a> {
+    pub(super) job: Job<'a>,
+    pub(super) variant: Variant,
+    pub(super) image: ImageName,
+    pub(super) written: Written,
+    pub(super) fact: Fact<'a>,
+    pub(super) reasons: Vec<String>,
+    pub(super) alternatives: Vec<Alternative>,
+    pub(super) notes: Vec<String>,
+    pub(super) confidence: f64,
+}
+
+/// What is known of a job's image.
+#[derive(Debug)]
+enum Image<'a> {
+    None,
+    Usable(Found<'a>),
+    Infrastructure(ImageName, &'static str),
+    Unresolved { written: String, resolved: String, detail: String },
+}
+
+#[derive(Debug, Clone)]
+struct Found<'a> {
+    name: ImageName,
+    written: Written,
+    fact: Fact<'a>,
+    variant: Variant,
+}
+
+#[derive(Debug)]
+struct Candidate<'a> {
+    job: Job<'a>,
+    order: usize,
+    judgement: Judgement,
+    image: Image<'a>,
+    is_default: bool,
+    uses: usize,
+}
+
+impl<'a> Candidate<'a> {
+    fn usable(&self) -> Option<&Found<'a>> {
+        match &self.image {
+            Image::Usable(found) if self.judgement.worth() => Some(found),
+            _ => None,
+        }
+    }
+
+    fn rank(&self) -> (i64, bool, usize) {
+        (self.judgement.score, self.is_default, self.uses)
+    }
+}
+
+/// Chooses a job.
+pub(super) fn choose<'a>(document: &'a Document, context: &Context) -> Result<Choice<'a>, DerivationError> {
+    let pins = pins::read(&context.repository_files);
+    let mut candidates = candidates(document, context, &pins)?;
+    let mut uses: BTreeMap<String, usize> = BTreeMap::new();
+    for found in candidates.iter().filter_map(Candidate::usable) {
+        *uses.entry(found.name.to_string()).or_default() += 1;
+    }
+    for candidate in &mut candidates {
+        candidate.uses = candidate.usable().and_then(|found| uses.get(&found.name.to_string())).copied().unwrap_or(0);
+    }
+    candidates.sort_by(|one, two| two.rank().cmp(&one.rank()).then(one.order.cmp(&two.order)));
+    let best = best_usable(&candidates);
+    let limit = best.map_or(i64::MIN, |best| best.judgement.score + CLEARLY_BETTER);
+    let stronger = candidates.iter().find(|candidate| {
+        candidate.usable().is_none()
+            && candidate.judgement.purpose >= Purpose::Build
+            && candidate.judgement.score > limit
+    });
+    let mut notes = Vec::new();
+    let (chosen, found) = match (stronger, best) {
+        (Some(stronger), best) => {
+            without_image(stronger, best, &candidates, &mut notes).ok_or_else(|| no_image(stronger, &pins))?
+        }
+        (None, Some(best)) => (best, best.usable().cloned().ok_or_else(|| no_image(best, &pins))?),
+        (None, None) => return Err(nothing_usable(document, &candidates, &pins)),
+    };
+    Ok(finish(chosen, found, &candidates, notes))
+}
+
+/// Judges every job that runs something here.
+fn candidates<'a>(
+    document: &'a Document,
+    context: &Context,
+    pins: &BTreeMap<&'static str, String>,
+) -> Result<Vec<Candidate<'a>>, DerivationError> {
+    let mut hidden = Vec::new();
+    let mut candidates = Vec::new();
+    for (order, (name, map)) in document.jobs().enumerate() {
+        let job = Job::new(document, name, map);
+        if name.starts_with('.') {
+            hidden.push(name.to_owned());
+        } else if job.runs() {
+            if candidates.len() >= MAX_JOBS {
+                let what = "the number of jobs".to_owned();
+                return Err(DerivationError::TooLarge { file: document.main(), what, limit: MAX_JOBS });
+            }
+            let (image, is_default) = image_of(&job, context, pins)?;
+            let found = if let Image::Usable(found) = &image { Some(&found.name) } else { None };
+            let judgement = score::judge(&job, found, pins);
+            candidates.push(Candidate { job, order, judgement, image, is_default, uses: 0 });
+        }
+    }
+    match (candidates.is_empty(), hidden.is_empty()) {
+        (false, _) => Ok(candidates),
+        (true, true) => Err(DerivationError::NoJobs { file: document.main() }),
+        (true, false) => {
+            hidden.truncate(8);
+            Err(DerivationError::OnlyHidden { file: document.main(), hidden })
+        }
+    }
+}
+
+/// Finds a job's image; of a matrix the variant that a developer would want. Also says whether it is the default image.
+fn image_of<'a>(
+    job: &Job<'a>,
+    context: &Context,
+    pins: &BTreeMap<&'static str, String>,
+) -> Result<(Image<'a>, bool), DerivationError> {
+    let Some(fact) = job.inherited("image") else { return Ok((Image::None, false)) };
+    let Some(written) = job::image(fact.node) else { return Ok((Image::None, false)) };
+    let default = if fact.origin == job.name { job.default_image() } else { None };
+    let mut unresolved = None;
+    let mut found: Vec<Found<'a>> = Vec::new();
+    for variant in job.variants() {
+        let mut variables = Variables::new(job, &variant, context);
+        let resolved = variables.expand_image(&written.name)?;
+        match ImageName::parse(&resolved) {
+            Ok(name) => {
+                drop(variables);
+                found.push(Found { name, written: written.clone(), fact, variant });
+            }
+            Err(problem) => {
+                let missing: Vec<&str> = variables.undefined.iter().map(String::as_str).collect();
+                let detail = match missing.is_empty() {
+                    true => problem.to_owned(),
+                    false => format!("{problem}; not set in the CI file: {}", missing.join(", ")),
+                };
+                unresolved.get_or_insert(Image::Unresolved { written: written.name.clone(), resolved, detail });
+            }
+        }
+    }
+    let default_name = match default.and_then(job::image) {
+        Some(default) => ImageName::parse(&Variables::new(job, &[], context).expand_image(&default.name)?).ok(),
+        None => None,
+    };
+    let Some(best) = best_variant(found, default_name.as_ref(), pins) else {
+        return Ok((unresolved.unwrap_or(Image::None), false));
+    };
+    let is_default = fact.origin != job.name || default_name.as_ref() == Some(&best.name);
+    match best.name.infrastructure() {
+        Some(why) => Ok((Image::Infrastructure(best.name, why), is_default)),
+        None => Ok((Image::Usable(best), is_default)),
+    }
+}
+
+/// The pinned version, else the one of the default image, else the highest, else the first.
+fn best_variant<'a>(
+    found: Vec<Found<'a>>,
+    default: Option<&ImageName>,
+    pins: &BTreeMap<&'static str, String>,
+) -> Option<Found<'a>> {
+    let pinned = |found: &Found<'_>| {
+        let versions: Vec<Vec<u64>> = found.variant.iter().map(|(_, value)| images::version(value)).collect();
+        pins::matches(pins, &found.name, &versions)
+    };
+    let versions = |found: &Found<'_>| -> (Vec<u64>, Vec<Vec<u64>>) {
+        (found.name.version(), found.variant.iter().map(|(_, value)| images::version(value)).collect())
+    };
+    let rank = |found: &Found<'_>| (pinned(found) == Some(true), default == Some(&found.name), versions(found));
+    let mut best: Option<Found<'a>> = None;
+    for one in found {
+        if best.as_ref().is_none_or(|best| rank(&one) > rank(best)) {
+            best = Some(one);
+        }
+    }
+    best
+}
+
+/// The best candidate; among equals of one image repository the highest version.
+fn best_usable<'c, 'a>(candidates: &'c [Candidate<'a>]) -> Option<&'c Candidate<'a>> {
+    let top = candidates.iter().find(|candidate| candidate.usable().is_some())?;
+    let repository = &top.usable()?.name.repository;
+    let mut best = top;
+    for candidate in candidates.iter().filter(|candidate| candidate.rank() == top.rank()) {
+        let (Some(one), Some(other)) = (candidate.usable(), best.usable()) else { continue };
+        if one.name.repository == *repository && one.name.version() > other.name.version() {
+            best = candidate;
+        }
+    }
+    Some(best)
+}
+
+/// The job that should count has no image of its own: it borrows that of a job with the same tool, or gives way.
+fn without_image<'c, 'a>(
+    stronger: &'c Candidate<'a>,
+    best: Option<&'c Candidate<'a>>,
+    candidates: &'c [Candidate<'a>],
+    notes: &mut Vec<String>,
+) -> Option<(&'c Candidate<'a>, Found<'a>)> {
+    let name = stronger.job.name;
+    let problem = match &stronger.image {
+        Image::Unresolved { written, detail, .. } => format!("its image `{written}` cannot be resolved ({detail})"),
+        Image::Infrastructure(image, why) => format!("its image {image} {why}"),
+        Image::None | Image::Usable(_) => "it has no image".to_owned(),
+    };
+    let same_tool = |candidate: &&Candidate<'a>| {
+        candidate.usable().is_some() && candidate.judgement.tool == stronger.judgement.tool
+    };
+    let unresolved = matches!(stronger.image, Image::Unresolved { .. });
+    if let Some(lender) = candidates.iter().find(same_tool).filter(|_| !unresolved) {
+        let found = lender.usable()?.clone();
+        notes.push(format!(
+            "job {name:?} runs the tests, but {problem}; the image of job {:?} is taken, which runs the same tool",
+            lender.job.name
+        ));
+        return Some((stronger, found));
+    }
+    let best = best.filter(|best| {
+        best.judgement.purpose >= Purpose::TestScript || (!unresolved && best.judgement.purpose >= Purpose::Build)
+    })?;
+    notes.push(format!("job {name:?} would come first, but {problem}; job {:?} is taken", best.job.name));
+    Some((best, best.usable()?.clone()))
+}
+
+fn no_image(candidate: &Candidate<'_>, pins: &BTreeMap<&'static str, String>) -> DerivationError {
+    let job = candidate.job.name.to_owned();
+    match &candidate.image {
+        Image::Unresolved { written, resolved, detail } => DerivationError::UnresolvedImage {
+            what: "image".to_owned(),
+            job,
+            written: written.clone(),
+            resolved: resolved.clone(),
+            detail: detail.clone(),
+        },
+        Image::Infrastructure(image, why) => DerivationError::NoImage {
+            detail: format!("job {job:?} has image {image}, which {why}"),
+            hint: pins::hint(pins),
+        },
+        Image::None | Image::Usable(_) => DerivationError::NoImage {
+            detail: format!("job {job:?} has none, and nothing gives it one"),
+            hint: pins::hint(pins),
+        },
+    }
+}
+
+fn nothing_usable(
+    document: &Document,
+    candidates: &[Candidate<'_>],
+    pins: &BTreeMap<&'static str, String>,
+) -> DerivationError {
+    let unresolved = candidates.iter().find(|candidate| matches!(candidate.image, Image::Unresolved { .. }));
+    if let Some(candidate) = unresolved.filter(|candidate| candidate.judgement.worth()) {
+        return no_image(candidate, pins);
+    }
+    let mut names: Vec<&str> = candidates.iter().map(|candidate| candidate.job.name).collect();
+    names.truncate(8);
+    let with_image = candidates.iter().any(|candidate| !matches!(candidate.image, Image::None));
+    let detail = match with_image {
+        true => format!(
+            "no job in {} installs, builds or tests anything in an image of its own (looked at {})",
+            document.main(),
+            names.join(", ")
+        ),
+        false => format!("no job in {} has one (looked at {})", document.main(), names.join(", ")),
+    };
+    DerivationError::NoImage { detail, hint: pins::hint(pins) }
+}
+
+fn finish<'a>(
+    chosen: &Candidate<'a>,
+    found: Found<'a>,
+    candidates: &[Candidate<'a>],
+    mut notes: Vec<String>,
+) -> Choice<'a> {
+    let mut confidence: f64 = match chosen.judgement.purpose {
+        Purpose::Test => 0.95,
+        Purpose::TestScript => 0.8,
+        Purpose::EndToEnd | Purpose::Build => 0.6,
+        Purpose::Lint => 0.5,
+        _ => 0.3,
+    };
+    if !notes.is_empty() {
+        confidence *= 0.7;
+    }
+    let others = || candidates.iter().filter(|candidate| candidate.order != chosen.order);
+    let close = |candidate: &&Candidate<'a>| {
+        candidate.judgement.purpose >= Purpose::TestScript && candidate.judgement.score + 12 >= chosen.judgement.score
+    };
+    let other_language = others().filter(close).find_map(|candidate| {
+        let other = candidate.usable()?;
+        let (mine, theirs) = (found.name.language()?, other.name.language()?);
+        (mine != theirs).then(|| format!("job {:?} tests {theirs} in {}", candidate.job.name, other.name))
+    });
+    if let Some(other) = other_language {
+        confidence = confidence.min(0.5);
+        notes.push(format!(
+            "two languages are tested: job {:?} was taken, and {other}; name an image that has both if the work needs both",
+            chosen.job.name
+        ));
+    }
+    if found.name.is_bare() {
+        confidence = confidence.min(0.7);
+    }
+    let alternatives = others().filter_map(|candidate| {
+        let image = candidate.usable()?.name.to_string();
+        Some(Alternative { job: candidate.job.name.to_owned(), image, score: candidate.judgement.score })
+    });
+    Choice {
+        job: chosen.job,
+        alternatives: alternatives.take(MAX_ALTERNATIVES).collect(),
+        reasons: chosen.judgement.reasons.clone(),
+        variant: found.variant,
+        image: found.name,
+        written: found.written,
+        fact: found.fact,
+        notes,
+        confidence,
+    }
+}

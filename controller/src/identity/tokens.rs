@@ -1,0 +1,460 @@
+//! Tokens: what people show with each call, and what a host shows once, to join.
+//!
+//! A token's text is `<kind>_<id>_<secret>`: the id finds the record, the 256-bit secret proves it. Only the secret's
+//! SHA-256 is stored (a random secret of that length needs no slow hash). A join token also carries the fingerprint of
+//! the authority, so that the host knows whom it joins, and is used up by a compare-and-swap.
+
+use std::fmt;
+use std::time::Duration;
+
+use devfleet_shared::clock::{Clock, Timestamp};
+use devfleet_shared::id::{Digest, HostId, hex};
+use devfleet_shared::secret::Secret;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq as _;
+
+use super::{Caller, IdentityError, Role};
+use crate::store::{Change, Commit, Compare, Entry, Revision, SharedStore, StoreError, Transaction};
+
+const PEOPLE: &str = "/devfleet/v1/tokens/";
+const JOINING: &str = "/devfleet/v1/join-tokens/";
+const JOIN_TTL_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// Spent join tokens are remembered this long, to say why they do not work.
+const JOIN_MEMORY: Duration = Duration::from_secs(24 * 3_600);
+/// How often a lost race is run again before the store is called unreachable.
+const RACES: usize = 16;
+
+/// The SHA-256 of a token's secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretHash(Digest);
+
+impl SecretHash {
+    fn of(secret: &str) -> Self {
+        Self(Digest::of(secret.as_bytes()))
+    }
+
+    /// Compares in constant time.
+    fn matches(&self, secret: &str) -> bool {
+        let other = Self::of(secret);
+        self.0.as_str().as_bytes().ct_eq(other.0.as_str().as_bytes()).into()
+    }
+}
+
+impl fmt::Debug for SecretHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[hash]")
+    }
+}
+
+/// A person's token, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRecord {
+    /// Names the token in lists and for revocation.
+    pub id: String,
+    /// Whose it is, as the operator who made it wrote.
+    pub name: String,
+    /// What it allows.
+    pub role: Role,
+    /// Proves it.
+    pub hash: SecretHash,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it ends; `None`: not by itself.
+    pub expires: Option<Timestamp>,
+    /// When it was revoked.
+    pub revoked: Option<Timestamp>,
+}
+
+impl TokenRecord {
+    fn is_live(&self, now: Timestamp) -> bool {
+        self.revoked.is_none() && self.expires.is_none_or(|expires| now < expires)
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JoinRecord {
+    hash: SecretHash,
+    expires: Timestamp,
+    used_by: Option<HostId>,
+}
+
+/// Why a token does not say who calls.
+#[derive(Debug, thiserror::Error)]
+pub enum Unauthenticated {
+    /// The text has not the form of a token.
+    #[error(
+        "this is not a devfleet token: it must read dft_<id>_<secret>, whole, as `devfleet tokens create` printed it"
+    )]
+    Malformed,
+    /// No such token, or a wrong secret.
+    #[error(
+        "the token is not known here: check that it is for this controller, or ask an operator for a new one (`devfleet tokens create`)"
+    )]
+    Unknown,
+    /// Its time is over.
+    #[error("the token expired at {0}: ask an operator for a new one (`devfleet tokens create`)")]
+    Expired(Timestamp),
+    /// An operator revoked it.
+    #[error("the token was revoked at {0}: ask an operator for a new one (`devfleet tokens create`)")]
+    Revoked(Timestamp),
+    /// The token could not be looked up.
+    #[error("look up the token")]
+    Unavailable(#[source] IdentityError),
+}
+
+/// Why a host may not join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinRefused {
+    /// The text is no join token, or none of ours.
+    #[error("the join token is wrong: copy it whole, or make a new one with `devfleet join-token create`")]
+    Wrong,
+    /// Its time is over.
+    #[error("the join token expired at {0}: make a new one with `devfleet join-token create`")]
+    Expired(Timestamp),
+    /// A host has joined with it.
+    #[error(
+        "the join token was already used by host {0}: each token lets one host join; make a new one with `devfleet join-token create`"
+    )]
+    Used(HostId),
+    /// The token could not be looked up or used up.
+    #[error("look up the join token")]
+    Unavailable(#[source] IdentityError),
+}
+
+impl Unauthenticated {
+    /// Says whether the same token may do later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Unauthenticated::Unavailable(error) if error.is_retryable())
+    }
+}
+
+impl JoinRefused {
+    /// Says whether the same token may do later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, JoinRefused::Unavailable(error) if error.is_retryable())
+    }
+}
+
+/// All tokens.
+#[derive(Clone)]
+pub struct Tokens {
+    store: SharedStore,
+    clock: Clock,
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokens").finish_non_exhaustive()
+    }
+}
+
+impl Tokens {
+    /// Finds tokens in this store and judges their age by this clock.
+    pub fn new(store: SharedStore, clock: Clock) -> Self {
+        Self { store, clock }
+    }
+
+    /// Makes a token for a person and returns its record and its text, which is not kept.
+    pub async fn create(
+        &self,
+        name: &str,
+        role: Role,
+        ttl: Option<Duration>,
+    ) -> Result<(TokenRecord, Secret), IdentityError> {
+        let name = name.trim();
+        if name.is_empty() || name.chars().count() > 100 || name.chars().any(char::is_control) {
+            return Err(IdentityError::BadTokenName);
+        }
+        if ttl.is_some_and(|ttl| ttl.is_zero()) {
+            return Err(IdentityError::BadTtl("leave the time out for a token that does not end"));
+        }
+        let (id, secret) = (random_hex::<8>(), random_hex::<32>());
+        let created = self.clock.now();
+        let expires = ttl.map(|ttl| created.after(ttl));
+        let record = TokenRecord {
+            id: id.clone(),
+            name: name.to_owned(),
+            role,
+            hash: SecretHash::of(&secret),
+            created,
+            expires,
+            revoked: None,
+        };
+        self.put_new(format!("{PEOPLE}{id}"), &record).await?;
+        Ok((record, Secret::new(format!("dft_{id}_{secret}"))))
+    }
+
+    /// Says who shows this token. Never [`Caller::Nobody`].
+    pub async fn authenticate(&self, token: &str) -> Result<Caller, Unauthenticated> {
+        let (id, secret) =
+            split::<2>(token, "dft_").map(|[id, secret]| (id, secret)).ok_or(Unauthenticated::Malformed)?;
+        let found = self.read::<TokenRecord>(&format!("{PEOPLE}{id}")).await.map_err(Unauthenticated::Unavailable)?;
+        let (record, _) = found.filter(|(record, _)| record.hash.matches(secret)).ok_or(Unauthenticated::Unknown)?;
+        match (record.revoked, record.expires) {
+            (Some(revoked), _) => Err(Unauthenticated::Revoked(revoked)),
+            (None, Some(expires)) if self.clock.now() >= expires => Err(Unauthenticated::Expired(expires)),
+            _ => Ok(Caller::Person { name: record.name, role: record.role }),
+        }
+    }
+
+    /// Returns all tokens of people, ordered by id; expired and revoked ones too.
+    pub async fn list(&self) -> Result<Vec<TokenRecord>, IdentityError> {
+        self.store.range(PEOPLE).await?.entries.iter().map(parse).collect()
+    }
+
+    /// Revokes a token; one that is revoked is already so.
+    pub async fn revoke(&self, id: &str) -> Result<(), IdentityError> {
+        let key = format!("{PEOPLE}{id}");
+        for _ in 0..RACES {
+            let Some((mut record, revision)) = self.read::<TokenRecord>(&key).await? else {
+                return Err(IdentityError::NoSuchToken(id.to_owned()));
+            };
+            if record.revoked.is_some() {
+                return Ok(());
+            }
+            record.revoked = Some(self.clock.now());
+            if self.put(key.clone(), revision, &record).await? {
+                return Ok(());
+            }
+        }
+        Err(lost_races())
+    }
+
+    /// Says whether any token would be accepted now.
+    pub async fn any(&self) -> Result<bool, IdentityError> {
+        let now = self.clock.now();
+        Ok(self.list().await?.iter().any(|record| record.is_live(now)))
+    }
+
+    /// Makes a token with which one host may join, within this time (24 hours at most), and returns its text and end.
+    pub async fn create_join(&self, ttl: Duration, authority: &Digest) -> Result<(Secret, Timestamp), IdentityError> {
+        if ttl.is_zero() || ttl > JOIN_TTL_MAX {
+            return Err(IdentityError::BadTtl("a join token lives from 1 second to 24 hours"));
+        }
+        self.forget_spent().await?;
+        let (id, secret) = (random_hex::<8>(), random_hex::<32>());
+        let expires = self.clock.now().after(ttl);
+        let record = JoinRecord { hash: SecretHash::of(&secret), expires, used_by: None };
+        self.put_new(format!("{JOINING}{id}"), &record).await?;
+        Ok((Secret::new(format!("dfj_{id}_{secret}_{}", authority.hex())), expires))
+    }
+
+    /// Uses up a join token for this host: of any number of tries exactly one goes well.
+    pub async fn redeem_join(&self, token: &str, host: &HostId) -> Result<(), JoinRefused> {
+        let [id, secret, _] = split::<3>(token, "dfj_").ok_or(JoinRefused::Wrong)?;
+        let key = format!("{JOINING}{id}");
+        for _ in 0..RACES {
+            let found = self.read::<JoinRecord>(&key).await.map_err(JoinRefused::Unavailable)?;
+            let Some((mut record, revision)) = found.filter(|(record, _)| record.hash.matches(secret)) else {
+                return Err(JoinRefused::Wrong);
+            };
+            if let Some(host) = record.used_by {
+                return Err(JoinRefused::Used(host));
+            }
+            if self.clock.now() >= record.expires {
+                return Err(JoinRefused::Expired(record.expires));
+            }
+            record.used_by = Some(host.clone());
+            if self.put(key.clone(), revision, &record).await.map_err(JoinRefused::Unavailable)? {
+                return Ok(());
+            }
+        }
+        Err(JoinRefused::Unavailable(lost_races()))
+    }
+
+    async fn forget_spent(&self) -> Result<(), IdentityError> {
+        let now = self.clock.now();
+        for entry in self.store.range(JOINING).await?.entries {
+            if parse::<JoinRecord>(&entry)?.expires.after(JOIN_MEMORY) < now {
+                let then = vec![Change::Delete(entry.key)];
+                self.store.commit(Transaction { when: Vec::new(), then }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(T, Revision)>, IdentityError> {
+        let Some(entry) = self.store.get(key).await? else { return Ok(None) };
+        Ok(Some((parse(&entry)?, entry.modified)))
+    }
+
+    async fn put_new<T: Serialize>(&self, key: String, record: &T) -> Result<(), IdentityError> {
+        if self.put(key, 0, record).await? { Ok(()) } else { Err(lost_races()) }
+    }
+
+    /// Writes a record over the one that was read; false: the race is lost.
+    async fn put<T: Serialize>(&self, key: String, read: Revision, record: &T) -> Result<bool, IdentityError> {
+        let value = serde_json::to_vec(record).map_err(|source| IdentityError::Record { key: key.clone(), source })?;
+        let when = vec![Compare::Modified(key.clone(), read)];
+        let then = vec![Change::Put { key, value, lease: None }];
+        Ok(matches!(self.store.commit(Transaction { when, then }).await?, Commit::Done(_)))
+    }
+}
+
+fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, IdentityError> {
+    serde_json::from_slice(&entry.value).map_err(|source| IdentityError::Record { key: entry.key.clone(), source })
+}
+
+fn lost_races() -> IdentityError {
+    IdentityError::Store(StoreError::Unavailable("the record changed under every try".into()))
+}
+
+/// Splits a token into its parts of hex digits.
+fn split<'a, const PARTS: usize>(token: &'a str, kind: &str) -> Option<[&'a str; PARTS]> {
+    let parts: Vec<&str> = token.strip_prefix(kind)?.split('_').collect();
+    let is_hex =
+        |part: &&str| !part.is_empty() && part.len() <= 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if parts.iter().all(is_hex) { parts.try_into().ok() } else { None }
+}
+
+fn random_hex<const BYTES: usize>() -> String {
+    hex(&rand::random::<[u8; BYTES]>())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::embedded::Embedded;
+
+    const START: Timestamp = Timestamp(1_800_000_000_000);
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn tokens() -> (tempfile::TempDir, SharedStore, Clock, Tokens) {
+        let directory = tempfile::tempdir().expect("dir");
+        let clock = Clock::fixed(START);
+        let store: SharedStore = Embedded::open(&directory.path().join("store"), clock.clone()).expect("store");
+        let tokens = Tokens::new(Arc::clone(&store), clock.clone());
+        (directory, store, clock, tokens)
+    }
+
+    fn altered(token: &Secret, part: usize) -> String {
+        let mut parts: Vec<String> = token.expose().split('_').map(str::to_owned).collect();
+        let first = if parts[part].starts_with('0') { "1" } else { "0" };
+        parts[part].replace_range(..1, first);
+        parts.join("_")
+    }
+
+    #[tokio::test]
+    async fn a_token_says_who_calls_until_it_expires_or_is_revoked() {
+        let (_directory, _store, clock, tokens) = tokens();
+        assert!(!tokens.any().await.expect("any"));
+        let (lasting, lasting_text) = tokens.create(" alice ", Role::Operator, None).await.expect("created");
+        let (_, brief_text) = tokens.create("ci", Role::Submitter, Some(HOUR)).await.expect("created");
+        let alice = Caller::Person { name: "alice".into(), role: Role::Operator };
+        assert_eq!(tokens.authenticate(lasting_text.expose()).await.expect("known"), alice);
+        let ci = Caller::Person { name: "ci".into(), role: Role::Submitter };
+        assert_eq!(tokens.authenticate(brief_text.expose()).await.expect("known"), ci);
+        assert_eq!(tokens.list().await.expect("list").len(), 2);
+
+        clock.advance(HOUR);
+        let expired = tokens.authenticate(brief_text.expose()).await.expect_err("expired");
+        assert!(matches!(expired, Unauthenticated::Expired(at) if at == START.after(HOUR)), "{expired:?}");
+        assert!(tokens.any().await.expect("any"));
+        tokens.revoke(&lasting.id).await.expect("revoked");
+        tokens.revoke(&lasting.id).await.expect("already so");
+        let revoked = tokens.authenticate(lasting_text.expose()).await.expect_err("revoked");
+        assert!(matches!(revoked, Unauthenticated::Revoked(_)), "{revoked:?}");
+        assert!(!tokens.any().await.expect("any"));
+        assert!(matches!(tokens.revoke("0000").await, Err(IdentityError::NoSuchToken(_))));
+        for error in [expired, revoked] {
+            assert!(error.to_string().contains("devfleet tokens create"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn wrong_tokens_are_told_from_malformed_ones() {
+        let (_directory, _store, _clock, tokens) = tokens();
+        let (_, text) = tokens.create("alice", Role::Viewer, None).await.expect("created");
+        let (join, _) = tokens.create_join(HOUR, &Digest::of(b"ca")).await.expect("created");
+        for wrong in [altered(&text, 1), altered(&text, 2)] {
+            let refused = tokens.authenticate(&wrong).await.expect_err("wrong");
+            assert!(matches!(refused, Unauthenticated::Unknown), "{refused:?}");
+        }
+        let cut = &text.expose()[..20];
+        for malformed in ["", "hello", cut, join.expose(), "dft__", "dft_../../x_ab", &format!("{}_00", text.expose())]
+        {
+            let refused = tokens.authenticate(malformed).await.expect_err("malformed");
+            assert!(matches!(refused, Unauthenticated::Malformed), "{malformed:?}: {refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_join_token_lets_exactly_one_host_join() {
+        let (_directory, _store, clock, tokens) = tokens();
+        let authority = Digest::of(b"ca");
+        let (text, expires) = tokens.create_join(HOUR, &authority).await.expect("created");
+        assert_eq!(expires, START.after(HOUR));
+        assert!(text.expose().starts_with("dfj_") && text.expose().ends_with(authority.hex()));
+        for wrong in [altered(&text, 1), altered(&text, 2), "dfj_".to_owned(), "hello".to_owned()] {
+            let refused = tokens.redeem_join(&wrong, &HostId::random()).await.expect_err("wrong");
+            assert!(matches!(refused, JoinRefused::Wrong), "{refused:?}");
+        }
+        let mut racers = tokio::task::JoinSet::new();
+        for _ in 0..16 {
+            let (tokens, text) = (tokens.clone(), text.clone());
+            racers.spawn(async move {
+                let host = HostId::random();
+                tokens.redeem_join(text.expose(), &host).await.map(|()| host)
+            });
+        }
+        let (joined, refused): (Vec<_>, Vec<_>) = racers.join_all().await.into_iter().partition(Result::is_ok);
+        let [Ok(winner)] = joined.as_slice() else { panic!("{} hosts joined", joined.len()) };
+        for refused in refused {
+            let refused = refused.expect_err("refused");
+            assert!(matches!(&refused, JoinRefused::Used(host) if host == winner), "{refused:?}");
+            assert!(refused.to_string().contains("devfleet join-token create"));
+        }
+        let (late, expires) = tokens.create_join(HOUR, &authority).await.expect("created");
+        clock.advance(HOUR);
+        let refused = tokens.redeem_join(late.expose(), &HostId::random()).await.expect_err("expired");
+        assert!(matches!(refused, JoinRefused::Expired(at) if at == expires), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn spent_join_tokens_are_remembered_for_a_day_and_then_forgotten() {
+        let (_directory, store, clock, tokens) = tokens();
+        let authority = Digest::of(b"ca");
+        tokens.create_join(HOUR, &authority).await.expect("created");
+        for (passed, left) in [(JOIN_MEMORY, 2), (HOUR + Duration::from_secs(1), 2)] {
+            clock.advance(passed);
+            tokens.create_join(HOUR, &authority).await.expect("created");
+            assert_eq!(store.range(JOINING).await.expect("range").entries.len(), left);
+        }
+    }
+
+    #[tokio::test]
+    async fn neither_debug_output_nor_the_store_holds_a_tokens_secret() {
+        let (directory, store, _clock, tokens) = tokens();
+        let (record, text) = tokens.create("alice", Role::Viewer, None).await.expect("created");
+        let (join, _) = tokens.create_join(HOUR, &Digest::of(b"ca")).await.expect("created");
+        let secret = |text: &Secret| text.expose().split('_').nth(2).expect("secret").to_owned();
+        let shown = format!("{record:?} {text:?} {join:?} {tokens:?} {store:?}", store = store.range("").await);
+        drop((tokens, store));
+        let file = std::fs::read(directory.path().join("store")).expect("file");
+        for secret in [secret(&text), secret(&join)] {
+            assert_eq!(secret.len(), 64);
+            assert!(!shown.contains(&secret));
+            assert!(!file.windows(secret.len()).any(|window| window == secret.as_bytes()));
+        }
+        assert!(!format!("{record:?}").contains(record.hash.0.hex()));
+    }
+
+    #[tokio::test]
+    async fn names_and_times_out_of_bounds_are_refused() {
+        let (_directory, _store, _clock, tokens) = tokens();
+        for name in ["", "  ", "a\nb", &"x".repeat(101)] {
+            assert!(matches!(tokens.create(name, Role::Viewer, None).await, Err(IdentityError::BadTokenName)));
+        }
+        let zero = tokens.create("a", Role::Viewer, Some(Duration::ZERO)).await;
+        assert!(matches!(zero, Err(IdentityError::BadTtl(_))));
+        for ttl in [Duration::ZERO, JOIN_TTL_MAX + HOUR] {
+            assert!(matches!(tokens.create_join(ttl, &Digest::of(b"")).await, Err(IdentityError::BadTtl(_))));
+        }
+    }
+}

@@ -1,0 +1,492 @@
+//! Everything that changes a job: read, apply the table, compare-and-swap, look again.
+//!
+//! Callers are the API (people), sessions (hosts), and the reconcile loop. A change that lost its race is made anew on
+//! what stands now, so each is written as a function of the state.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use devfleet_shared::attempt::{AttemptResult, Phase};
+use devfleet_shared::clock::{Clock, Timestamp};
+use devfleet_shared::id::{AttemptId, Digest, Fence, HostId, JobId};
+use devfleet_shared::job::{JobEvent, JobPhase, Refused};
+
+use crate::retries;
+use crate::store::records::{
+    AttemptRecord, Idempotency, JobSpec, JobState, Owner, Proposal, PublishRecord, RecordError, decode, key, put,
+};
+use crate::store::{Change, Commit, Compare, Entry, Revision, SharedStore, StoreError, Transaction};
+
+/// How long a used idempotency key is remembered.
+const IDEMPOTENCY_TIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Why a job cannot be changed so.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// There is no such job.
+    #[error("find job {0}: there is none; `devfleet jobs list` shows what there is")]
+    NoSuchJob(String),
+    /// The phase does not allow it.
+    #[error("{action} job {job}: it is {phase}{hint}")]
+    WrongPhase {
+        /// What was asked for.
+        action: &'static str,
+        /// The job.
+        job: JobId,
+        /// Its phase.
+        phase: &'static str,
+        /// What to do instead, with a leading `; `; may be empty.
+        hint: &'static str,
+    },
+    /// The digest is not that of the proposal that stands.
+    #[error("approve job {job}: the proposal has changed, {standing} stands now; read it with `devfleet env show` and approve that digest")]
+    StaleDigest {
+        /// The job.
+        job: JobId,
+        /// The digest that stands.
+        standing: Digest,
+    },
+    /// The key was used for something else.
+    #[error("submit: the idempotency key was used for another job ({0}); use a new key for a new job")]
+    KeyReused(JobId),
+    /// The life cycle does not allow it: a defect.
+    #[error("move the job")]
+    Refused(#[from] Refused),
+    /// The store failed, or holds something that does not belong there.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+impl From<StoreError> for JobError {
+    fn from(error: StoreError) -> Self {
+        JobError::Record(RecordError::Store(error))
+    }
+}
+
+/// What became of a host's report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Report {
+    /// It is part of the job's state now, or already was.
+    Applied,
+    /// The attempt does not own the job (any more).
+    Superseded,
+}
+
+/// A host's claim to speak for a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The host that speaks.
+    pub host: HostId,
+    /// The job.
+    pub job: JobId,
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The ownership epoch.
+    pub fence: Fence,
+}
+
+/// Changes jobs.
+#[derive(Clone)]
+pub struct Jobs {
+    store: SharedStore,
+    clock: Clock,
+}
+
+/// A job's state as it was read, with its revision.
+struct Seen {
+    state: JobState,
+    revision: Revision,
+}
+
+impl Jobs {
+    /// Makes one over a store.
+    pub fn new(store: SharedStore, clock: Clock) -> Arc<Self> {
+        Arc::new(Self { store, clock })
+    }
+
+    /// Accepts a job. The same key with the same content returns the job that stands, and `false`.
+    pub async fn submit(&self, spec: &JobSpec, idempotency: &Digest, content: &Digest) -> Result<(JobId, bool), JobError> {
+        let used = key::idempotency(idempotency.hex());
+        loop {
+            if let Some(entry) = self.store.get(&used).await? {
+                let earlier: Idempotency = decode(&used, &entry.value)?;
+                return if earlier.content == *content { Ok((earlier.job, false)) } else { Err(JobError::KeyReused(earlier.job)) };
+            }
+            let lease = self.store.grant_lease(IDEMPOTENCY_TIME).await?;
+            let record = Idempotency { job: spec.id.clone(), content: content.clone() };
+            let mut mark = put(used.clone(), &record)?;
+            if let Change::Put { lease: on, .. } = &mut mark {
+                *on = Some(lease);
+            }
+            let transaction = Transaction {
+                when: vec![Compare::Modified(used.clone(), 0), Compare::Modified(key::spec(&spec.id), 0)],
+                then: vec![
+                    put(key::spec(&spec.id), spec)?,
+                    put(key::state(&spec.id), &JobState::submitted(self.clock.now()))?,
+                    mark,
+                ],
+            };
+            match self.store.commit(transaction).await? {
+                Commit::Done(_) => return Ok((spec.id.clone(), true)),
+                Commit::Conflict => self.store.revoke_lease(lease).await?,
+            }
+        }
+    }
+
+    /// Approves the proposal that stands; with a digest, only that one.
+    pub async fn approve(&self, job: &JobId, digest: Option<&Digest>, by: &str) -> Result<JobState, JobError> {
+        self.change(job, |state, now| {
+            let standing = state.proposal.clone().filter(|_| state.phase == JobPhase::AwaitingApproval);
+            let standing = standing.ok_or_else(|| wrong_phase("approve", job, state, "; only a job that awaits approval can be approved"))?;
+            if digest.is_some_and(|digest| *digest != standing) {
+                return Err(JobError::StaleDigest { job: job.clone(), standing });
+            }
+            state.approved_by = Some(by.to_owned());
+            step(state, JobEvent::Approved, now)
+        })
+        .await
+    }
+
+    /// Rejects the proposal that stands.
+    pub async fn reject(&self, job: &JobId, reason: &str, by: &str) -> Result<JobState, JobError> {
+        self.change(job, |state, now| {
+            if state.phase != JobPhase::AwaitingApproval {
+                return Err(wrong_phase("reject", job, state, "; `devfleet cancel` stops a job in any phase"));
+            }
+            state.rejected = Some(if reason.is_empty() { format!("by {by}") } else { format!("by {by}: {reason}") });
+            step(state, JobEvent::Rejected, now)
+        })
+        .await
+    }
+
+    /// Cancels a job; one that runs is stopped by its host, one whose environment is held loses it. Safe to repeat.
+    pub async fn cancel(&self, job: &JobId, by: &str) -> Result<JobState, JobError> {
+        self.change(job, |state, now| {
+            let standing = state.attempt().is_some_and(|attempt| attempt.ended.is_none());
+            if state.phase == JobPhase::Publishing || (state.phase.is_terminal() && !standing) {
+                return match state.cancelled_by {
+                    Some(_) => Ok(()),
+                    None => Err(wrong_phase("cancel", job, state, "; there is nothing left to stop")),
+                };
+            }
+            state.cancelled_by.get_or_insert_with(|| by.to_owned());
+            if state.phase == JobPhase::Running || state.phase.is_terminal() {
+                return Ok(());
+            }
+            step(state, JobEvent::Cancelled, now)
+        })
+        .await
+    }
+
+    /// Applies an event of the gates or of publishing.
+    pub async fn event(&self, job: &JobId, event: JobEvent, also: impl Fn(&mut JobState)) -> Result<JobState, JobError> {
+        self.change(job, |state, now| {
+            also(state);
+            step(state, event.clone(), now)
+        })
+        .await
+    }
+
+    /// Notes that the step under way failed and is tried again later.
+    pub async fn try_later(&self, job: &JobId, in_phase: &JobPhase, trouble: &str, pause: Duration) -> Result<(), JobError> {
+        self.change(job, |state, now| {
+            if state.phase == *in_phase {
+                state.tries += 1;
+                state.trouble = Some(trouble.to_owned());
+                state.not_before = now.after(pause);
+            }
+            Ok(())
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Stores a proposal and moves the job on. The proposal and the move are one transaction.
+    pub async fn propose(&self, job: &JobId, proposal: &Proposal, auto: Option<&str>) -> Result<(), JobError> {
+        loop {
+            let mut seen = self.seen(job).await?;
+            seen.state.proposal = Some(proposal.digest.clone());
+            seen.state.base = Some(proposal.base.clone());
+            seen.state.resources = proposal.limits.resources;
+            seen.state.approved_by = auto.map(str::to_owned);
+            let event = if auto.is_some() { JobEvent::ProposedAndApproved } else { JobEvent::Proposed };
+            step(&mut seen.state, event, self.clock.now())?;
+            let transaction = Transaction {
+                when: vec![Compare::Modified(key::state(job), seen.revision)],
+                then: vec![put(key::proposal(job), proposal)?, put(key::state(job), &seen.state)?],
+            };
+            if let Commit::Done(_) = self.store.commit(transaction).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads the proposal that stands.
+    pub async fn proposal(&self, job: &JobId) -> Result<Option<Proposal>, JobError> {
+        let key = key::proposal(job);
+        Ok(self.store.get(&key).await?.map(|entry| decode(&key, &entry.value)).transpose()?)
+    }
+
+    /// Gives a queued job to a host, as a new attempt. `None`: the job moved meanwhile, look again.
+    pub async fn assign(&self, job: &JobId, host: &HostId, attempt: AttemptId) -> Result<Option<Revision>, JobError> {
+        let mut seen = self.seen(job).await?;
+        if seen.state.phase != JobPhase::Queued {
+            return Ok(None);
+        }
+        let now = self.clock.now();
+        seen.state.attempts.push(AttemptRecord {
+            id: attempt.clone(),
+            host: host.clone(),
+            phase: Phase::Assigned,
+            branch: format!("devfleet/{}-{attempt}", job.short()),
+            assigned: now,
+            ended: None,
+            held_until: None,
+        });
+        step(&mut seen.state, JobEvent::Assigned, now)?;
+        let owner = self.store.get(&key::owner(job)).await?.map_or(0, |entry| entry.modified);
+        let transaction = Transaction {
+            when: vec![Compare::Modified(key::state(job), seen.revision), Compare::Modified(key::owner(job), owner)],
+            then: vec![
+                put(key::owner(job), &Owner { host: host.clone(), attempt })?,
+                put(key::state(job), &seen.state)?,
+            ],
+        };
+        match self.store.commit(transaction).await? {
+            Commit::Done(revision) => Ok(Some(revision)),
+            Commit::Conflict => Ok(None),
+        }
+    }
+
+    /// Takes a host's report about its attempt. Repeated and late reports change nothing.
+    pub async fn report(
+        &self,
+        claim: &Claim,
+        phase: &Phase,
+        held_until: Option<Timestamp>,
+        max_attempts: u32,
+    ) -> Result<Report, JobError> {
+        loop {
+            if self.owned(claim).await?.is_none() {
+                return Ok(Report::Superseded);
+            }
+            let mut seen = self.seen(&claim.job).await?;
+            let before = seen.state.clone();
+            apply_report(&mut seen.state, claim, phase, held_until, max_attempts, self.clock.now())?;
+            let over = matches!(phase, Phase::Ended(_));
+            if seen.state == before && !over {
+                return Ok(Report::Applied);
+            }
+            let mut then = vec![put(key::state(&claim.job), &seen.state)?];
+            if over {
+                then.push(Change::Delete(key::owner(&claim.job)));
+            }
+            let transaction = Transaction { when: held_by(claim, seen.revision), then };
+            if let Commit::Done(_) = self.store.commit(transaction).await? {
+                return Ok(Report::Applied);
+            }
+        }
+    }
+
+    /// Writes down what the attempt is to publish, if it still owns a job that still wants it. Says why not.
+    pub async fn authorize_publish(&self, claim: &Claim, record: &PublishRecord) -> Result<Result<(), String>, JobError> {
+        loop {
+            if self.owned(claim).await?.is_none() {
+                return Ok(Err("another attempt owns the job".into()));
+            }
+            let seen = self.seen(&claim.job).await?;
+            if seen.state.phase != JobPhase::Running {
+                return Ok(Err(format!("the job is {}", seen.state.phase.name())));
+            }
+            if let Some(by) = &seen.state.cancelled_by {
+                return Ok(Err(format!("the job was cancelled by {by}")));
+            }
+            let transaction = Transaction {
+                when: held_by(claim, seen.revision),
+                then: vec![put(key::publish(&claim.job), record)?],
+            };
+            if let Commit::Done(_) = self.store.commit(transaction).await? {
+                return Ok(Ok(()));
+            }
+        }
+    }
+
+    /// Reads what a job is to publish.
+    pub async fn publish_record(&self, job: &JobId) -> Result<Option<PublishRecord>, JobError> {
+        let key = key::publish(job);
+        Ok(self.store.get(&key).await?.map(|entry| decode(&key, &entry.value)).transpose()?)
+    }
+
+    /// Returns the owner's entry if the claim is the one that stands.
+    pub async fn owned(&self, claim: &Claim) -> Result<Option<Entry>, JobError> {
+        let key = key::owner(&claim.job);
+        let Some(entry) = self.store.get(&key).await? else { return Ok(None) };
+        let owner: Owner = decode(&key, &entry.value)?;
+        let stands = owner.host == claim.host && owner.attempt == claim.attempt && entry.modified == claim.fence.0;
+        Ok(stands.then_some(entry))
+    }
+
+    /// Says whether the attempt is or was this host's: its log is worth keeping even when another owns the job by now.
+    pub async fn had(&self, claim: &Claim) -> Result<bool, JobError> {
+        let key = key::state(&claim.job);
+        let Some(entry) = self.store.get(&key).await? else { return Ok(false) };
+        let state: JobState = decode(&key, &entry.value)?;
+        Ok(state.attempts.iter().any(|attempt| attempt.id == claim.attempt && attempt.host == claim.host))
+    }
+
+    async fn change(
+        &self,
+        job: &JobId,
+        change: impl Fn(&mut JobState, Timestamp) -> Result<(), JobError>,
+    ) -> Result<JobState, JobError> {
+        loop {
+            let mut seen = self.seen(job).await?;
+            let before = seen.state.clone();
+            change(&mut seen.state, self.clock.now())?;
+            if seen.state == before {
+                return Ok(before);
+            }
+            let transaction = Transaction {
+                when: vec![Compare::Modified(key::state(job), seen.revision)],
+                then: vec![put(key::state(job), &seen.state)?],
+            };
+            if let Commit::Done(_) = self.store.commit(transaction).await? {
+                return Ok(seen.state);
+            }
+        }
+    }
+
+    async fn seen(&self, job: &JobId) -> Result<Seen, JobError> {
+        let key = key::state(job);
+        let entry = self.store.get(&key).await?.ok_or_else(|| JobError::NoSuchJob(job.to_string()))?;
+        Ok(Seen { state: decode(&key, &entry.value)?, revision: entry.modified })
+    }
+}
+
+fn held_by(claim: &Claim, state_revision: Revision) -> Vec<Compare> {
+    vec![
+        Compare::Modified(key::state(&claim.job), state_revision),
+        Compare::Modified(key::owner(&claim.job), claim.fence.0),
+    ]
+}
+
+fn step(state: &mut JobState, event: JobEvent, now: Timestamp) -> Result<(), JobError> {
+    let next = state.phase.clone().on(event)?;
+    state.enter(next, now);
+    Ok(())
+}
+
+fn wrong_phase(action: &'static str, job: &JobId, state: &JobState, hint: &'static str) -> JobError {
+    JobError::WrongPhase { action, job: job.clone(), phase: state.phase.name(), hint }
+}
+
+/// Folds a report into the job's state: phases only rise, and the first result decides about the job.
+fn apply_report(
+    state: &mut JobState,
+    claim: &Claim,
+    phase: &Phase,
+    held_until: Option<Timestamp>,
+    max_attempts: u32,
+    now: Timestamp,
+) -> Result<(), JobError> {
+    let made = state.attempts.len() as u32;
+    let cancelled = state.cancelled_by.is_some();
+    let Some(attempt) = state.attempts.iter_mut().find(|attempt| attempt.id == claim.attempt) else { return Ok(()) };
+    attempt.held_until = held_until;
+    if phase.rank() <= attempt.phase.rank() {
+        return Ok(());
+    }
+    attempt.phase = phase.clone();
+    if matches!(phase, Phase::Ended(_)) {
+        attempt.ended = Some(now);
+        attempt.held_until = None;
+    }
+    let Some(result) = phase.result().filter(|_| state.phase == JobPhase::Running) else { return Ok(()) };
+    let result = if cancelled { AttemptResult::Cancelled } else { result.clone() };
+    let pause = retries::retry(&result, made, max_attempts, cancelled);
+    let trouble = match &result {
+        AttemptResult::Failed(failure) => Some(failure.message.clone()),
+        AttemptResult::Lost => Some("the attempt was lost with its host".to_owned()),
+        _ => None,
+    };
+    step(state, JobEvent::AttemptEnded { result, retry: pause.is_some() }, now)?;
+    if let Some(pause) = pause {
+        state.not_before = now.after(pause);
+        state.trouble = trouble;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use devfleet_shared::attempt::{Failure, FailureReason, Step};
+    use devfleet_shared::job::Outcome;
+
+    use super::*;
+
+    fn running() -> (JobState, Claim) {
+        let claim = Claim {
+            host: HostId::random(),
+            job: JobId::random(),
+            attempt: AttemptId::random(),
+            fence: Fence(7),
+        };
+        let mut state = JobState::submitted(Timestamp(1));
+        state.phase = JobPhase::Running;
+        state.attempts.push(AttemptRecord {
+            id: claim.attempt.clone(),
+            host: claim.host.clone(),
+            phase: Phase::Assigned,
+            branch: "devfleet/x".into(),
+            assigned: Timestamp(1),
+            ended: None,
+            held_until: None,
+        });
+        (state, claim)
+    }
+
+    fn report(state: &mut JobState, claim: &Claim, phase: Phase) {
+        apply_report(state, claim, &phase, None, 2, Timestamp(1_000)).expect("the table allows it");
+    }
+
+    fn commit() -> AttemptResult {
+        AttemptResult::Succeeded { commit: "c0ffee".into(), verified: true }
+    }
+
+    #[test]
+    fn an_older_report_changes_nothing() {
+        let (mut state, claim) = running();
+        report(&mut state, &claim, Phase::Running(Step::Verify));
+        let before = state.clone();
+        report(&mut state, &claim, Phase::Running(Step::Agent));
+        assert_eq!(state, before);
+    }
+
+    #[test]
+    fn the_first_result_decides_and_the_end_only_closes_the_attempt() {
+        let (mut state, claim) = running();
+        report(&mut state, &claim, Phase::Stopping(commit()));
+        assert_eq!(state.phase, JobPhase::Publishing);
+        report(&mut state, &claim, Phase::Ended(commit()));
+        assert_eq!(state.phase, JobPhase::Publishing);
+        assert_eq!(state.attempts[0].ended, Some(Timestamp(1_000)));
+    }
+
+    #[test]
+    fn a_cancelled_job_ends_cancelled_whatever_its_attempt_brought() {
+        let (mut state, claim) = running();
+        state.cancelled_by = Some("ada".into());
+        report(&mut state, &claim, Phase::Stopping(commit()));
+        assert_eq!(state.phase, JobPhase::Ended(Outcome::Cancelled));
+    }
+
+    #[test]
+    fn a_fault_of_the_machinery_queues_the_job_again_after_a_pause() {
+        let (mut state, claim) = running();
+        let failure = Failure { reason: FailureReason::Engine, message: "the engine is gone".into() };
+        report(&mut state, &claim, Phase::Stopping(AttemptResult::Failed(failure)));
+        assert_eq!(state.phase, JobPhase::Queued);
+        assert!(state.not_before > Timestamp(1_000));
+        assert_eq!(state.trouble.as_deref(), Some("the engine is gone"));
+    }
+}

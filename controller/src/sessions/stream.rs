@@ -1,0 +1,254 @@
+//! One host's session, from hello to its end: the full assignment set down whenever it changes, reports up.
+//!
+//! The set is computed anew from the view each time; nothing is remembered but what was sent last. So a session that
+//! was cut and re-opened, on this controller or another, goes on where it was.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use devfleet_proto::convert::assignment_to_wire;
+use devfleet_proto::v1::controller_message::Kind as Down;
+use devfleet_proto::v1::host_message::Kind as Up;
+use devfleet_proto::v1::{self, ControllerMessage, HostMessage};
+use devfleet_shared::assignment::{Assignment, Repository};
+use devfleet_shared::attempt::Phase;
+use devfleet_shared::clock::Timestamp;
+use devfleet_shared::error::Chain;
+use devfleet_shared::id::{Fence, HostId, JobId};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+use tracing::{error, info, warn};
+
+use super::{Order, Sessions};
+use crate::jobs::{Claim, JobError, Jobs, Report};
+use crate::store::records::Proposal;
+use crate::view::{JobRecords, View};
+
+/// How often a host says that it is there.
+pub const HEARTBEAT: Duration = Duration::from_secs(3);
+
+/// What a session works with.
+#[derive(Clone)]
+pub struct SessionParts {
+    /// The records.
+    pub view: Arc<View>,
+    /// Moves jobs.
+    pub jobs: Arc<Jobs>,
+    /// The registry.
+    pub sessions: Arc<Sessions>,
+}
+
+/// One session.
+pub struct Session {
+    parts: SessionParts,
+    host: HostId,
+    down: mpsc::Sender<Result<ControllerMessage, tonic::Status>>,
+    proposals: BTreeMap<JobId, Arc<Proposal>>,
+    sent: Vec<v1::Assignment>,
+    sweeps: BTreeMap<u64, oneshot::Sender<v1::SweepResult>>,
+    last_sweep: u64,
+}
+
+/// The other side is gone.
+struct Gone;
+
+impl Session {
+    /// Makes one for a host, over the stream that goes down to it.
+    pub fn new(parts: SessionParts, host: HostId, down: mpsc::Sender<Result<ControllerMessage, tonic::Status>>) -> Self {
+        Self {
+            parts,
+            host,
+            down,
+            proposals: BTreeMap::new(),
+            sent: Vec::new(),
+            sweeps: BTreeMap::new(),
+            last_sweep: 0,
+        }
+    }
+
+    /// Runs until either side ends it.
+    pub async fn run(mut self, hello: v1::Hello, mut up: Streaming<HostMessage>, shutdown: CancellationToken) {
+        let (number, mut orders) = self.parts.sessions.open(&self.host, &hello);
+        info!(host = %self.host, version = hello.host_version, owned = hello.owned.len(), "host connected");
+        let outcome = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            outcome = self.converse(number, &mut orders, &mut up) => outcome,
+        };
+        self.parts.sessions.close(&self.host, number);
+        match outcome {
+            Ok(()) | Err(Gone) => info!(host = %self.host, "host disconnected"),
+        }
+    }
+
+    async fn converse(
+        &mut self,
+        number: u64,
+        orders: &mut mpsc::Receiver<Order>,
+        up: &mut Streaming<HostMessage>,
+    ) -> Result<(), Gone> {
+        let mut changed = self.parts.view.changed();
+        self.welcome().await?;
+        loop {
+            tokio::select! {
+                message = up.next() => match message {
+                    Some(Ok(message)) => self.hear(number, message).await?,
+                    Some(Err(status)) => {
+                        warn!(host = %self.host, error = %status, "the session broke off");
+                        return Err(Gone);
+                    }
+                    None => return Err(Gone),
+                },
+                _ = changed.changed() => self.send_assignments().await?,
+                order = orders.recv() => match order {
+                    Some(Order::Sweep { dry_run, answer }) => self.order_sweep(dry_run, answer).await?,
+                    Some(Order::Close) | None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    async fn welcome(&mut self) -> Result<(), Gone> {
+        let assignments = self.assignments().await;
+        self.sent.clone_from(&assignments.assignments);
+        self.send(Down::Welcome(v1::Welcome {
+            heartbeat_seconds: HEARTBEAT.as_secs(),
+            controller_version: env!("CARGO_PKG_VERSION").to_owned(),
+            assignments: Some(assignments),
+        }))
+        .await
+    }
+
+    async fn send_assignments(&mut self) -> Result<(), Gone> {
+        let set = self.assignments().await;
+        if set.assignments == self.sent {
+            return Ok(());
+        }
+        self.sent.clone_from(&set.assignments);
+        self.send(Down::Assignments(set)).await
+    }
+
+    async fn hear(&mut self, number: u64, message: HostMessage) -> Result<(), Gone> {
+        match message.kind {
+            Some(Up::Heartbeat(beat)) => {
+                self.parts.sessions.heard(&self.host, number, None);
+                self.send(Down::Heartbeat(v1::HeartbeatAck { sequence: beat.sequence })).await
+            }
+            Some(Up::Inventory(inventory)) => {
+                self.parts.sessions.heard(&self.host, number, Some(inventory));
+                Ok(())
+            }
+            Some(Up::Report(report)) => self.take_report(report).await,
+            Some(Up::Sweep(result)) => {
+                if let Some(answer) = self.sweeps.remove(&result.request) {
+                    drop(answer.send(result));
+                }
+                Ok(())
+            }
+            Some(Up::Hello(_)) | None => Ok(()),
+        }
+    }
+
+    /// Applies a report, and acknowledges it once it is durable. A report that cannot be applied now is not
+    /// acknowledged, so the host repeats it.
+    async fn take_report(&mut self, report: v1::AttemptReport) -> Result<(), Gone> {
+        let (attempt, sequence) = (report.attempt.clone(), report.sequence);
+        let superseded = match self.apply(report).await {
+            Ok(Report::Applied) => false,
+            Ok(Report::Superseded) => true,
+            Err(error) => {
+                warn!(host = %self.host, attempt, error = %Chain(&error), "a report could not be applied");
+                return Ok(());
+            }
+        };
+        self.send(Down::Report(v1::ReportAck { attempt, sequence, superseded })).await
+    }
+
+    async fn apply(&self, report: v1::AttemptReport) -> Result<Report, JobError> {
+        let parsed = (report.job.parse(), report.attempt.parse(), report.state.map(Phase::try_from));
+        let (Ok(job), Ok(attempt), Some(Ok(phase))) = parsed else {
+            error!(host = %self.host, job = report.job, "a report is malformed, it is dropped");
+            return Ok(Report::Superseded);
+        };
+        let held_until = (report.held_until_unix_ms > 0).then_some(Timestamp(report.held_until_unix_ms));
+        let max_attempts = self.max_attempts(&job);
+        let claim = Claim { host: self.host.clone(), job, attempt, fence: Fence(report.fence) };
+        self.parts.sessions.doing(&claim.attempt, report.doing);
+        self.parts.jobs.report(&claim, &phase, held_until, max_attempts).await
+    }
+
+    fn max_attempts(&self, job: &JobId) -> u32 {
+        let records = self.parts.view.read();
+        let project = records.job(job).map(|job| job.spec.project.clone());
+        project.and_then(|name| records.projects.get(&name)).map_or(1, |project| project.config.max_attempts)
+    }
+
+    async fn order_sweep(&mut self, dry_run: bool, answer: oneshot::Sender<v1::SweepResult>) -> Result<(), Gone> {
+        self.last_sweep += 1;
+        self.sweeps.insert(self.last_sweep, answer);
+        self.send(Down::Sweep(v1::SweepOrder { request: self.last_sweep, dry_run })).await
+    }
+
+    /// Computes everything that the host is to have now.
+    async fn assignments(&mut self) -> v1::AssignmentSet {
+        let generation = *self.parts.view.changed().borrow();
+        let mine: Vec<JobRecords> = {
+            let records = self.parts.view.read();
+            let owned = records.jobs().filter(|job| job.owner.as_ref().is_some_and(|(owner, _)| owner.host == self.host));
+            owned.collect()
+        };
+        let mut assignments = Vec::with_capacity(mine.len());
+        for job in &mine {
+            match self.assignment(job).await {
+                Ok(Some(assignment)) => assignments.push(assignment),
+                Ok(None) => {}
+                Err(error) => error!(job = %job.spec.id, error = %Chain(&error), "an assignment cannot be made"),
+            }
+        }
+        self.proposals.retain(|id, _| mine.iter().any(|job| job.spec.id == *id));
+        v1::AssignmentSet { generation, assignments }
+    }
+
+    async fn assignment(&mut self, job: &JobRecords) -> Result<Option<v1::Assignment>, JobError> {
+        let Some((owner, fence)) = &job.owner else { return Ok(None) };
+        let Some(attempt) = job.state.attempts.iter().find(|attempt| attempt.id == owner.attempt) else { return Ok(None) };
+        let Some(proposal) = self.proposal(&job.spec.id).await? else { return Ok(None) };
+        let assignment = Assignment {
+            job: job.spec.id.clone(),
+            attempt: attempt.id.clone(),
+            fence: *fence,
+            project: job.spec.project.clone(),
+            task: proposal.task.clone(),
+            plan: proposal.plan.clone(),
+            environment: proposal.environment.clone(),
+            recipe: proposal.recipe.clone(),
+            repository: Repository {
+                url: proposal.repository.clone(),
+                base_commit: proposal.base.commit.clone(),
+                base_branch: proposal.base.branch.clone(),
+                work_branch: attempt.branch.clone(),
+            },
+            agent: proposal.agent.clone(),
+            limits: proposal.limits.clone(),
+            hold: job.spec.hold,
+        };
+        Ok(Some(assignment_to_wire(&assignment, job.state.cancelled_by.is_some())))
+    }
+
+    async fn proposal(&mut self, job: &JobId) -> Result<Option<Arc<Proposal>>, JobError> {
+        if let Some(known) = self.proposals.get(job) {
+            return Ok(Some(known.clone()));
+        }
+        let found = self.parts.jobs.proposal(job).await?.map(Arc::new);
+        if let Some(proposal) = &found {
+            self.proposals.insert(job.clone(), proposal.clone());
+        }
+        Ok(found)
+    }
+
+    async fn send(&self, kind: Down) -> Result<(), Gone> {
+        self.down.send(Ok(ControllerMessage { kind: Some(kind) })).await.map_err(|_| Gone)
+    }
+}

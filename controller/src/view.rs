@@ -1,0 +1,221 @@
+//! The store's jobs, projects and hosts in memory, kept current by one watch.
+//!
+//! Everything that reads, reads here: the reconcile loop, sessions, the API. Everything that writes, writes to the
+//! store and, where it must see its own write, waits with [`View::until`].
+//!
+//! store ── range, then watch ──▶ Records ──▶ `changed()` wakes readers
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use devfleet_shared::backoff::Backoff;
+use devfleet_shared::error::Chain;
+use devfleet_shared::id::{Fence, HostId, JobId, ProjectName};
+use futures_util::StreamExt as _;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::project::ProjectRecord;
+use crate::store::records::{HostRecord, JobSpec, JobState, Owner, PREFIX, RecordError, decode};
+use crate::store::{Entry, Revision, SharedStore, StoreError, WatchEvent};
+
+/// A job, as far as it is known.
+#[derive(Debug, Clone)]
+pub struct JobRecords {
+    /// What was asked for.
+    pub spec: Arc<JobSpec>,
+    /// Where it is.
+    pub state: Arc<JobState>,
+    /// The revision of `state`.
+    pub state_revision: Revision,
+    /// Who owns it, and under which fence.
+    pub owner: Option<(Owner, Fence)>,
+}
+
+/// All records.
+#[derive(Debug, Default)]
+pub struct Records {
+    specs: BTreeMap<JobId, Arc<JobSpec>>,
+    states: BTreeMap<JobId, (Arc<JobState>, Revision)>,
+    owners: BTreeMap<JobId, (Owner, Fence)>,
+    /// The projects by name.
+    pub projects: BTreeMap<ProjectName, Arc<ProjectRecord>>,
+    /// The hosts that joined.
+    pub hosts: BTreeMap<HostId, Arc<HostRecord>>,
+}
+
+impl Records {
+    /// Returns one job.
+    pub fn job(&self, id: &JobId) -> Option<JobRecords> {
+        let (state, state_revision) = self.states.get(id)?;
+        Some(JobRecords {
+            spec: self.specs.get(id)?.clone(),
+            state: state.clone(),
+            state_revision: *state_revision,
+            owner: self.owners.get(id).cloned(),
+        })
+    }
+
+    /// Returns all jobs, ordered by id.
+    pub fn jobs(&self) -> impl Iterator<Item = JobRecords> + '_ {
+        self.states.keys().filter_map(|id| self.job(id))
+    }
+
+    /// Returns the jobs whose ids begin so.
+    pub fn jobs_beginning<'a>(&'a self, beginning: &'a str) -> impl Iterator<Item = JobRecords> + 'a {
+        self.states.keys().filter(move |id| id.as_str().starts_with(beginning)).filter_map(|id| self.job(id))
+    }
+
+    fn put(&mut self, entry: &Entry) -> Result<(), RecordError> {
+        let Some(path) = entry.key.strip_prefix(PREFIX) else { return Ok(()) };
+        match path.split('/').collect::<Vec<_>>()[..] {
+            ["jobs", id, "spec"] => {
+                if let Ok(id) = id.parse() {
+                    self.specs.insert(id, Arc::new(decode(&entry.key, &entry.value)?));
+                }
+            }
+            ["jobs", id, "state"] => {
+                if let Ok(id) = id.parse() {
+                    self.states.insert(id, (Arc::new(decode(&entry.key, &entry.value)?), entry.modified));
+                }
+            }
+            ["owners", id] => {
+                if let Ok(id) = id.parse() {
+                    self.owners.insert(id, (decode(&entry.key, &entry.value)?, Fence(entry.modified)));
+                }
+            }
+            ["projects", name] => {
+                if let Ok(name) = name.parse() {
+                    self.projects.insert(name, Arc::new(decode(&entry.key, &entry.value)?));
+                }
+            }
+            ["hosts", id] => {
+                if let Ok(id) = id.parse() {
+                    self.hosts.insert(id, Arc::new(decode(&entry.key, &entry.value)?));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &str) {
+        let Some(path) = key.strip_prefix(PREFIX) else { return };
+        match path.split('/').collect::<Vec<_>>()[..] {
+            ["jobs", id, "spec"] => drop(id.parse().map(|id: JobId| self.specs.remove(&id))),
+            ["jobs", id, "state"] => drop(id.parse().map(|id: JobId| self.states.remove(&id))),
+            ["owners", id] => drop(id.parse().map(|id: JobId| self.owners.remove(&id))),
+            ["projects", name] => drop(name.parse().map(|name: ProjectName| self.projects.remove(&name))),
+            ["hosts", id] => drop(id.parse().map(|id: HostId| self.hosts.remove(&id))),
+            _ => {}
+        }
+    }
+}
+
+/// The view.
+#[derive(Debug)]
+pub struct View {
+    records: RwLock<Records>,
+    revision: watch::Sender<Revision>,
+}
+
+impl View {
+    /// Reads the store once; [`View::follow`] keeps the result current.
+    pub async fn open(store: &SharedStore) -> Result<Arc<View>, RecordError> {
+        let (records, revision) = read_all(store).await?;
+        Ok(Arc::new(View { records: RwLock::new(records), revision: watch::Sender::new(revision) }))
+    }
+
+    /// Returns the records. The guard is short-lived: never hold it across an `await`.
+    pub fn read(&self) -> RwLockReadGuard<'_, Records> {
+        self.records.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Returns a receiver that changes with every revision seen.
+    pub fn changed(&self) -> watch::Receiver<Revision> {
+        self.revision.subscribe()
+    }
+
+    /// Waits until the records are so, and returns what `look` found. A writer waits for its own write with it.
+    pub async fn until<T>(&self, mut look: impl FnMut(&Records) -> Option<T>) -> T {
+        let mut changed = self.revision.subscribe();
+        loop {
+            changed.borrow_and_update();
+            if let Some(found) = look(&self.read()) {
+                return found;
+            }
+            // The sender lives as long as `self`, so this cannot fail.
+            drop(changed.changed().await);
+        }
+    }
+
+    /// Follows the store until the shutdown. A broken watch is re-opened from the last revision, a compacted one is
+    /// replaced by reading everything anew.
+    pub async fn follow(self: Arc<Self>, store: SharedStore, shutdown: CancellationToken) {
+        let backoff = Backoff { first: Duration::from_millis(50), ceiling: Duration::from_secs(2) };
+        let mut tries = 0;
+        loop {
+            let outcome = tokio::select! {
+                () = shutdown.cancelled() => return,
+                outcome = self.watch(&store, &mut tries) => outcome,
+            };
+            tries += 1;
+            match outcome {
+                Err(RecordError::Store(StoreError::Compacted { .. })) => match read_all(&store).await {
+                    Ok((records, revision)) => self.replace(records, revision),
+                    Err(error) => warn!(error = %Chain(&error), "reading the store anew failed"),
+                },
+                Err(error) => warn!(error = %Chain(&error), "the watch broke off"),
+                Ok(()) => {}
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(backoff.pause(tries, Backoff::jitter())) => {}
+            }
+        }
+    }
+
+    async fn watch(&self, store: &SharedStore, tries: &mut u32) -> Result<(), RecordError> {
+        let from = *self.revision.borrow() + 1;
+        let mut events = store.watch(PREFIX, from).await?;
+        while let Some(event) = events.next().await {
+            self.apply(&event?);
+            *tries = 0;
+        }
+        Ok(())
+    }
+
+    fn apply(&self, event: &WatchEvent) {
+        let mut records = self.records.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let revision = match event {
+            WatchEvent::Put(entry) => {
+                if let Err(error) = records.put(entry) {
+                    error!(key = entry.key, error = %Chain(&error), "a record is malformed, it is left out");
+                }
+                entry.modified
+            }
+            WatchEvent::Deleted { key, revision } => {
+                records.delete(key);
+                *revision
+            }
+        };
+        drop(records);
+        self.revision.send_replace(revision);
+    }
+
+    fn replace(&self, records: Records, revision: Revision) {
+        *self.records.write().unwrap_or_else(std::sync::PoisonError::into_inner) = records;
+        self.revision.send_replace(revision);
+    }
+}
+
+async fn read_all(store: &SharedStore) -> Result<(Records, Revision), RecordError> {
+    let snapshot = store.range(PREFIX).await?;
+    let mut records = Records::default();
+    for entry in &snapshot.entries {
+        records.put(entry)?;
+    }
+    Ok((records, snapshot.revision))
+}

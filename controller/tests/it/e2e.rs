@@ -1,0 +1,10 @@
+//! The product as a whole, on real Docker: what people do, what goes wrong, and what must not happen.
+
+mod cancel;
+mod failures;
+mod gitlab;
+mod parallel;
+mod restarts;
+mod scene;
+mod submission;
+mod tokens;

@@ -1,0 +1,4 @@
+//! What the integration tests stand on: other people's services, spoken for by programs of our own.
+
+pub(crate) mod gitlab;
+pub(crate) mod site;

@@ -1,0 +1,360 @@
+//! A whole devfleet for one test: the real controller and the real host daemon as processes, on the real engine.
+//!
+//! Everything that it makes carries its own host id and lives under its own directory, so that tests run side by side.
+//! Dropping it ends its processes and removes whatever is left of it on the engine.
+
+mod process;
+mod repository;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use devfleet_controller::cli::connection::Connection;
+use devfleet_controller::cli::context::Context;
+use devfleet_proto::v1;
+use devfleet_shared::secret::Secret;
+use tempfile::TempDir;
+use tonic::Status;
+
+pub(crate) use process::Program;
+pub(crate) use repository::Repository;
+
+/// The bound of every wait: generous, since the machine may be busy; it is reached only when a test fails.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// How often a state is looked at while it is awaited.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What differs from the usual devfleet.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) max_running: usize,
+    pub(crate) slots: u32,
+    pub(crate) protection_window: &'static str,
+    /// Environment variables of the controller, where secrets come from.
+    pub(crate) variables: Vec<(String, String)>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { max_running: 5, slots: 10, protection_window: "10m", variables: Vec::new() }
+    }
+}
+
+/// The devfleet of one test.
+pub(crate) struct Site {
+    dir: TempDir,
+    settings: Settings,
+    controller: Option<Program>,
+    host: Option<Program>,
+    connection: Connection,
+    /// The operator's token.
+    pub(crate) token: String,
+    address: String,
+    host_id: String,
+}
+
+impl Site {
+    /// Starts a devfleet and waits until its host is connected.
+    pub(crate) async fn start(settings: Settings) -> Site {
+        devfleet_shared::tls::install_provider();
+        let dir = tempfile::Builder::new().prefix("devfleet-site-").tempdir().expect("a directory");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+        let address = format!("127.0.0.1:{port}");
+        write(&dir.path().join("controller.toml"), &controller_toml(dir.path(), &address, &settings));
+        write(&dir.path().join("host.toml"), &host_toml(dir.path(), &address, &settings));
+        let token_file = dir.path().join("token");
+        let controller = Program::controller(dir.path(), &settings.variables);
+        let token = wait_for("the bootstrap token", || std::fs::read_to_string(&token_file).ok().filter(|text| text.ends_with('\n'))).await;
+        let token = token.trim().to_owned();
+        let connection = connect(dir.path(), &address, &token);
+        let mut site = Site {
+            dir,
+            settings,
+            controller: Some(controller),
+            host: None,
+            connection,
+            token,
+            address,
+            host_id: String::new(),
+        };
+        site.controller_ready().await;
+        let join = site.connection.fleet().create_join_token(v1::CreateJoinTokenRequest { ttl_seconds: 0 }).await;
+        let join = join.expect("a join token").into_inner().token;
+        site.host = Some(Program::host(site.dir.path(), Some(&join)));
+        site.host_connected().await;
+        site
+    }
+
+    /// Starts a usual devfleet.
+    pub(crate) async fn usual() -> Site {
+        Site::start(Settings::default()).await
+    }
+
+    /// Returns the directory under which everything of this devfleet lies.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Returns the way to the controller.
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Connects with another token.
+    pub(crate) fn connection_with(&self, token: &str) -> Connection {
+        connect(self.dir.path(), &self.address, token)
+    }
+
+    /// Makes a bare repository with these files on its `main` branch.
+    pub(crate) fn repository(&self, name: &str, files: &[(&str, &str)]) -> Repository {
+        Repository::make(&self.dir.path().join("repositories"), name, files)
+    }
+
+    /// Applies a project.
+    pub(crate) async fn apply(&self, toml: &str) {
+        self.try_apply(toml).await.expect("the project is right");
+    }
+
+    /// Applies a project, or says what is wrong with it.
+    pub(crate) async fn try_apply(&self, toml: &str) -> Result<v1::Project, Status> {
+        let request = v1::ApplyProjectRequest { toml: toml.to_owned() };
+        self.connection.jobs().apply_project(request).await.map(|answer| answer.into_inner().project.expect("a project"))
+    }
+
+    /// Submits a job, and says what is wrong with it if it is refused.
+    pub(crate) async fn try_submit(&self, request: v1::SubmitRequest) -> Result<v1::Job, Status> {
+        let request = match request.idempotency_key.as_str() {
+            "" => v1::SubmitRequest { idempotency_key: uuid::Uuid::new_v4().to_string(), ..request },
+            _ => request,
+        };
+        self.connection.jobs().submit(request).await.map(|answer| answer.into_inner().job.expect("a job"))
+    }
+
+    /// Submits a job with this task to a project.
+    pub(crate) async fn submit(&self, project: &str, task: &str) -> v1::Job {
+        let request = v1::SubmitRequest { project: project.into(), task: task.into(), ..Default::default() };
+        self.try_submit(request).await.expect("the job is accepted")
+    }
+
+    /// Reads a job.
+    pub(crate) async fn job(&self, id: &str) -> v1::Job {
+        let read = async || self.connection.jobs().get_job(v1::GetJobRequest { job: id.to_owned() }).await;
+        self.connection.read(read).await.expect("the job can be read")
+    }
+
+    /// Waits until a job is as wanted; fails, with what it is and the logs of both programs, if it does not get so.
+    pub(crate) async fn until(&self, id: &str, what: &str, wanted: impl Fn(&v1::Job) -> bool) -> v1::Job {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let job = self.job(id).await;
+            if wanted(&job) {
+                return job;
+            }
+            let stuck = Instant::now() > deadline || (job.phase == "ended" && all_ended(&job));
+            assert!(!stuck, "waited for {what}, the job is {job:#?}\nits log: {}\n{}", self.log(id).await, self.program_logs());
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Approves a job as soon as it awaits approval.
+    pub(crate) async fn approve(&self, id: &str) -> v1::Job {
+        let job = self.until(id, "a proposal", |job| job.phase == "awaiting-approval").await;
+        let request = v1::ApproveRequest { job: id.to_owned(), digest: job.proposal_digest.clone() };
+        self.connection.jobs().approve(request).await.expect("it is approved").into_inner()
+    }
+
+    /// Waits until a job and all its attempts have ended.
+    pub(crate) async fn ended(&self, id: &str) -> v1::Job {
+        self.until(id, "the end", |job| job.phase == "ended" && all_ended(job)).await
+    }
+
+    /// Waits until the job's newest attempt is in a phase: `preparing`, a step's name, `publishing`, `stopping`.
+    pub(crate) async fn in_phase(&self, id: &str, phase: &str) -> v1::Job {
+        self.until(id, phase, |job| attempt_phase(job) == phase).await
+    }
+
+    /// Returns a job's log as text: every step's output and the host's notes, in order.
+    pub(crate) async fn log(&self, id: &str) -> String {
+        let records = self.log_records(id).await;
+        String::from_utf8_lossy(&records.iter().flat_map(|record| record.data.clone()).collect::<Vec<_>>()).into_owned()
+    }
+
+    /// Returns a job's log records.
+    pub(crate) async fn log_records(&self, id: &str) -> Vec<v1::LogRecord> {
+        let request = v1::ReadLogsRequest { job: id.to_owned(), follow: false, attempt: String::new() };
+        let mut stream = self.connection.streams().read_logs(request).await.expect("logs").into_inner();
+        let mut records = Vec::new();
+        while let Some(record) = stream.message().await.expect("a record") {
+            records.push(record);
+        }
+        records
+    }
+
+    /// Waits until the log of a job's newest attempt is complete, and returns it as text.
+    pub(crate) async fn whole_log(&self, id: &str) -> String {
+        wait_async("the end of the log", async || {
+            let end = v1::log_record::Channel::End as i32;
+            self.log_records(id).await.iter().any(|record| record.channel == end).then_some(())
+        })
+        .await;
+        self.log(id).await
+    }
+
+    /// Cancels a job.
+    pub(crate) async fn cancel(&self, id: &str) -> Result<v1::Job, Status> {
+        let request = v1::CancelRequest { job: id.to_owned() };
+        self.connection.jobs().cancel(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// Reads a job's diff.
+    pub(crate) async fn diff(&self, id: &str) -> Result<v1::Diff, Status> {
+        let request = v1::GetDiffRequest { job: id.to_owned() };
+        self.connection.jobs().get_diff(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// Lists what of this devfleet's environments is on the engine.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        left_on_engine(&self.host_id)
+    }
+
+    /// Ends the controller with SIGKILL and starts it again.
+    pub(crate) async fn kill_controller(&mut self) {
+        self.controller.take().expect("it runs").kill();
+        self.controller = Some(Program::controller(self.dir.path(), &self.settings.variables));
+        self.controller_ready().await;
+    }
+
+    /// Ends the host daemon with SIGKILL and starts it again.
+    pub(crate) async fn kill_host(&mut self) {
+        self.host.take().expect("it runs").kill();
+        self.host = Some(Program::host(self.dir.path(), None));
+    }
+
+    /// Returns the end of both programs' own logs.
+    pub(crate) fn program_logs(&self) -> String {
+        let tail = |name: &str| {
+            let text = std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
+            let lines: Vec<_> = text.lines().collect();
+            format!("--- {name}\n{}", lines[lines.len().saturating_sub(60)..].join("\n"))
+        };
+        format!("{}\n{}", tail("controller.log"), tail("host.log"))
+    }
+
+    async fn controller_ready(&self) {
+        wait_async("the controller", async || self.connection.fleet().who_am_i(v1::WhoAmIRequest {}).await.ok()).await;
+    }
+
+    /// Waits until the host is connected, and remembers its id.
+    pub(crate) async fn host_connected(&mut self) {
+        let id = wait_async("the host", async || {
+            let hosts = self.connection.fleet().list_hosts(v1::ListHostsRequest {}).await.ok()?.into_inner().hosts;
+            hosts.into_iter().find(|host| host.connected).map(|host| host.id)
+        });
+        self.host_id = tokio::select! {
+            id = id => id,
+            () = tokio::time::sleep(PATIENCE) => panic!("the host does not connect\n{}", self.program_logs()),
+        };
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for program in [self.host.take(), self.controller.take()].into_iter().flatten() {
+            program.kill();
+        }
+        if !self.host_id.is_empty() {
+            remove_from_engine(&self.host_id);
+        }
+        if std::thread::panicking() {
+            #[expect(clippy::print_stderr, reason = "a failing test shows what both programs said")]
+            {
+                eprintln!("{}", self.program_logs());
+            }
+        }
+    }
+}
+
+/// Returns the phase of a job's newest attempt, by its name.
+pub(crate) fn attempt_phase(job: &v1::Job) -> String {
+    let state = job.attempts.last().and_then(|attempt| attempt.state.clone());
+    let phase = state.and_then(|state| devfleet_shared::attempt::Phase::try_from(state).ok());
+    phase.map(|phase| phase.name().to_owned()).unwrap_or_default()
+}
+
+/// Returns the class of a job's failure.
+pub(crate) fn failure_reason(job: &v1::Job) -> String {
+    job.failure.as_ref().map(|failure| failure.reason.clone()).unwrap_or_default()
+}
+
+fn all_ended(job: &v1::Job) -> bool {
+    job.attempts.iter().all(|attempt| attempt.ended_unix_ms > 0)
+}
+
+/// Waits for a value, looking again and again, with a bound.
+pub(crate) async fn wait_for<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+    wait_async(what, async || look()).await
+}
+
+/// Waits for a value that is looked for asynchronously, with a bound.
+pub(crate) async fn wait_async<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Runs `docker` and returns what it printed.
+pub(crate) fn docker(arguments: &[&str]) -> String {
+    let output = std::process::Command::new("docker").args(arguments).output().expect("docker can be run");
+    assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn left_on_engine(host_id: &str) -> Vec<String> {
+    let filter = format!("label=devfleet.host={host_id}");
+    let lists: [&[&str]; 3] = [
+        &["ps", "--all", "--format", "container {{.Names}}", "--filter", &filter],
+        &["network", "ls", "--format", "network {{.Name}}", "--filter", &filter],
+        &["volume", "ls", "--format", "volume {{.Name}}", "--filter", &filter],
+    ];
+    lists.iter().flat_map(|list| docker(list).lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+fn remove_from_engine(host_id: &str) {
+    for line in left_on_engine(host_id) {
+        let Some((kind, name)) = line.split_once(' ') else { continue };
+        let arguments: &[&str] = match kind {
+            "container" => &["rm", "--force", "--volumes", name],
+            "network" => &["network", "rm", name],
+            _ => &["volume", "rm", name],
+        };
+        drop(std::process::Command::new("docker").args(arguments).output());
+    }
+}
+
+fn connect(dir: &Path, address: &str, token: &str) -> Connection {
+    let authority = std::fs::read_to_string(dir.join("controller/ca/authority.pem")).expect("the authority");
+    let context = Context { controller: format!("https://{address}"), authority, token: Secret::new(token) };
+    Connection::new(&context).expect("a connection")
+}
+
+fn controller_toml(dir: &Path, address: &str, settings: &Settings) -> String {
+    let data_dir = dir.join("controller");
+    format!("data_dir = {data_dir:?}\nlisten = {address:?}\nmax_running = {}\n", settings.max_running)
+}
+
+fn host_toml(dir: &Path, address: &str, settings: &Settings) -> String {
+    let data_dir: PathBuf = dir.join("host");
+    format!(
+        "data_dir = {data_dir:?}\ncontroller = \"https://{address}\"\nname = \"host-1\"\nslots = {}\nprotection_window = {:?}\n",
+        settings.slots, settings.protection_window
+    )
+}
+
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).expect("written");
+}
