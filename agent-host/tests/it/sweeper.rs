@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devfleet_host::engine::memory::Fault;
-use devfleet_host::engine::{ContainerSpec, ImageBuild, Labels, ObjectKind, ObjectRef, label};
+use devfleet_host::engine::{ContainerSpec, ImageBuild, Labels, Mount, ObjectKind, ObjectRef, label};
 use devfleet_host::sweeper::{Ownership, Report, SweepError, Sweeper, temp_dir};
 use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::id::AttemptId;
@@ -37,6 +37,7 @@ async fn make(bench: &Bench, of: &AttemptId, created: Timestamp) {
         image: BASE.into(),
         entrypoint: Some(["sleep", "600"].map(Into::into).to_vec()),
         init: true,
+        mounts: vec![Mount::Volume { name: volume, target: "/workspace".into() }],
         labels,
         ..ContainerSpec::default()
     };
