@@ -156,7 +156,8 @@ pub(crate) mod tests {
     fn check(wanted: Option<(u64, bool)>, here: Option<(u64, Activity)>, expected: Option<Action>) {
         let wanted: Vec<_> = wanted.into_iter().map(|(fence, cancel)| (ATTEMPT, fence, cancel)).collect();
         let id: AttemptId = ATTEMPT.parse().expect("attempt id");
-        let here = here.map(|(fence, activity)| (id.clone(), Here { fence: Fence(fence), activity })).into_iter().collect();
+        let here =
+            here.map(|(fence, activity)| (id.clone(), Here { fence: Fence(fence), activity })).into_iter().collect();
         let actions = decide(Some(6), &set(7, &wanted), &here, &BTreeSet::new()).expect("newest set");
         assert_eq!(actions.get(&id).copied(), expected, "{wanted:?} {here:?}");
     }

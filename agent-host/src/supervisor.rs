@@ -217,8 +217,7 @@ impl Supervisor {
 
     fn admit(&mut self, assignment: Arc<Assignment>, ledger: Arc<Ledger>, order: Order, adopted: bool) {
         let attempt = assignment.attempt.clone();
-        let resident =
-            Resident { assignment, ledger, order: watch::Sender::new(order), has_task: false, falls: 0 };
+        let resident = Resident { assignment, ledger, order: watch::Sender::new(order), has_task: false, falls: 0 };
         self.residents.insert(attempt.clone(), resident);
         self.spawn(&attempt, adopted);
     }
@@ -348,10 +347,7 @@ fn raise(order: &watch::Sender<Order>, to: Order) {
     });
 }
 
-async fn place(
-    slots: Arc<Semaphore>,
-    mut order: watch::Receiver<Order>,
-) -> Option<tokio::sync::OwnedSemaphorePermit> {
+async fn place(slots: Arc<Semaphore>, mut order: watch::Receiver<Order>) -> Option<tokio::sync::OwnedSemaphorePermit> {
     tokio::select! {
         place = slots.acquire_owned() => place.ok(),
         _ = order.wait_for(|order| *order > Order::Run) => None,

@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn one_unreadable_assignment_spoils_the_set() {
-        let good = devfleet_proto::convert::assignment_to_wire(&crate::assignments::tests::assignment("a3f91c20", 1), true);
+        let good =
+            devfleet_proto::convert::assignment_to_wire(&crate::assignments::tests::assignment("a3f91c20", 1), true);
         let set = assignment_set(v1::AssignmentSet { generation: 7, assignments: vec![good.clone()] }).expect("good");
         assert!(set.generation == 7 && set.wanted.values().all(|wanted| wanted.cancel));
         let bad = v1::Assignment { attempt: "x".into(), ..good.clone() };
