@@ -247,6 +247,23 @@ async fn a_branch_with_other_work_is_never_overwritten() {
 }
 
 #[tokio::test]
+async fn a_branch_that_appears_while_a_push_is_under_way_is_not_overwritten() {
+    let bench = Bench::new();
+    let server = GitServer::start(bench.dir.path().join("forge"), "oauth2", CANARY).await;
+    let url = server.url("origin.git");
+    let login = GitLogin { username: "oauth2".to_owned(), password: Secret::new(CANARY) };
+    bench.mirrors.fetch(&url, Some(&login), &bench.base).await.expect("fetch");
+    let (commit, bundle) = bench.work("fix", "fixed\n");
+    bench.mirrors.import(&url, &bench.base, &bundle, BRANCH).await.expect("import");
+    let (origin, base) = (bench.origin.clone(), bench.base.clone());
+    let appear = move || _ = git(&origin, &["update-ref", &format!("refs/heads/{BRANCH}"), &base]);
+    *server.before_push.lock().expect("lock") = Some(Box::new(appear));
+    let refused = bench.mirrors.push(&url, Some(&login), &commit, BRANCH).await.expect_err("taken meanwhile");
+    assert!(matches!(refused, MirrorError::PushRejected { .. }), "{refused}");
+    assert_eq!(bench.branch_at_origin(BRANCH), Some(bench.base.clone()));
+}
+
+#[tokio::test]
 async fn the_remotes_own_words_tell_why_it_refused() {
     let bench = Bench::new();
     let (commit, bundle) = bench.work("fix", "fixed\n");

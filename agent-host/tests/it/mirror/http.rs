@@ -4,8 +4,8 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -26,7 +26,8 @@ pub(crate) struct GitServer {
     pub(crate) is_down: AtomicBool,
     /// Answers to pushes are lost after they took effect.
     pub(crate) loses_answers: AtomicBool,
-    pub(crate) requests: AtomicUsize,
+    /// Runs once, when a push asks for what is there.
+    pub(crate) before_push: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     root: PathBuf,
     authorization: String,
 }
@@ -39,7 +40,7 @@ impl GitServer {
             address: listener.local_addr().expect("address"),
             is_down: AtomicBool::new(false),
             loses_answers: AtomicBool::new(false),
-            requests: AtomicUsize::new(0),
+            before_push: Mutex::default(),
             root,
             authorization: format!("Basic {}", STANDARD.encode(format!("{username}:{password}"))),
         });
@@ -64,7 +65,6 @@ impl GitServer {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        self.requests.fetch_add(1, Ordering::SeqCst);
         let plain = |status: u16| Response::builder().status(status).header("WWW-Authenticate", "Basic realm=\"git\"");
         if self.is_down.load(Ordering::SeqCst) {
             return plain(503).body(Full::default()).expect("answer");
@@ -72,6 +72,10 @@ impl GitServer {
         let given = request.headers().get("authorization").and_then(|value| value.to_str().ok());
         if given != Some(&self.authorization) {
             return plain(401).body(Full::default()).expect("answer");
+        }
+        let asks = request.uri().query() == Some("service=git-receive-pack");
+        if let Some(act) = self.before_push.lock().expect("lock").take_if(|_| asks) {
+            act();
         }
         let is_push = request.uri().path().ends_with("/git-receive-pack");
         let answer = self.backend(request).await;
