@@ -194,6 +194,14 @@ impl Emitted {
     }
 }
 
+/// Masks a whole text.
+pub fn masked(needles: &Arc<Needles>, text: &str) -> String {
+    let mut masker = Masker::new(needles.clone());
+    let mut bytes = masker.push(text.as_bytes()).bytes;
+    bytes.extend(masker.flush().bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// Masks one stream. Streams share needles, never a masker.
 pub struct Masker {
     needles: Arc<Needles>,
