@@ -37,19 +37,21 @@ use exit::Exit;
 use failure::CliError;
 use output::{Format, Output};
 
-const ABOUT: &str = "Gives every coding-agent job its own throwaway computer and brings back a merge request.
-
+const BEGIN: &str = "\
 Begin on one machine with Docker:
-  devfleet up                                     starts everything and writes the CLI's context
-  devfleet projects apply project.toml            tells devfleet about a repository
-  devfleet submit --project NAME --task \"...\"     hands in a job
-  devfleet env show JOB; devfleet approve JOB     read what would run, then allow it
-  devfleet logs -f JOB; devfleet diff JOB         follow it, see the result";
+  devfleet up                                    start everything, and write the context that the CLI uses
+  devfleet projects apply project.toml           tell devfleet about a repository
+  devfleet submit --project NAME --task \"...\"    hand in a job
+  devfleet env show JOB                          read what would run
+  devfleet approve JOB                           allow it
+  devfleet logs -f JOB                           follow it
+  devfleet diff JOB                              see the result";
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "devfleet", version, about = "Gives every coding-agent job its own throwaway computer", long_about = ABOUT)]
-#[command(after_help = exit::TABLE, arg_required_else_help = true, subcommand_required = true, max_term_width = 100)]
+#[command(name = "devfleet", version, about = "Gives every coding-agent job its own throwaway computer")]
+#[command(after_help = BEGIN, after_long_help = format!("{BEGIN}\n\n{}", exit::TABLE))]
+#[command(arg_required_else_help = true, subcommand_required = true, max_term_width = 100)]
 pub struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -59,11 +61,13 @@ pub struct Cli {
 
 #[derive(Debug, Args)]
 struct Globals {
-    /// How results are printed
+    /// How results are printed: table, json, or yaml; streams print one value after another
     #[arg(long, short, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    #[arg(hide_possible_values = true, help_heading = "Options of every command")]
     output: Format,
-    /// The context file: which controller to ask, and with which token [default: ~/.config/devfleet/context.toml]
-    #[arg(long, global = true, env = "DEVFLEET_CONTEXT", hide_env_values = true, value_name = "FILE")]
+    /// Which controller to ask, and with which token [default: $DEVFLEET_CONTEXT, else
+    /// ~/.config/devfleet/context.toml]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Options of every command")]
     context_file: Option<PathBuf>,
 }
 

@@ -232,12 +232,16 @@ mod tests {
         let ((ours, our_ca), (theirs, their_ca)) = (authority("ours"), authority("theirs"));
         let (good, foreign, misnamed) =
             (server(&ours, "controller"), server(&theirs, "controller"), server(&ours, "elsewhere"));
-        assert_eq!(verify(&our_ca, &good, &[our_ca.clone()]), Ok(()));
-        assert!(verify(&our_ca, &foreign, &[their_ca.clone()]).expect_err("another authority").contains("join token"));
+        assert_eq!(verify(&our_ca, &good, std::slice::from_ref(&our_ca)), Ok(()));
+        assert!(
+            verify(&our_ca, &foreign, std::slice::from_ref(&their_ca))
+                .expect_err("another authority")
+                .contains("join token")
+        );
         assert!(verify(&our_ca, &good, &[]).is_err(), "the authority is not shown");
         // An impostor may well show our authority beside a leaf that it did not sign.
         assert!(verify(&our_ca, &foreign, &[our_ca.clone(), their_ca]).is_err());
-        assert!(verify(&our_ca, &misnamed, &[our_ca.clone()]).is_err());
+        assert!(verify(&our_ca, &misnamed, std::slice::from_ref(&our_ca)).is_err());
     }
 
     #[test]

@@ -28,9 +28,12 @@ struct ContextFile {
     token: String,
 }
 
-/// Returns where the context file is by default: `$XDG_CONFIG_HOME/devfleet/context.toml`.
+/// Returns where the context file is: `$DEVFLEET_CONTEXT`, else `$XDG_CONFIG_HOME/devfleet/context.toml`.
 pub fn default_path(variable: impl Fn(&str) -> Option<String>) -> PathBuf {
     let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+    if let Some(path) = set("DEVFLEET_CONTEXT") {
+        return path.into();
+    }
     let config = set("XDG_CONFIG_HOME")
         .map(PathBuf::from)
         .unwrap_or_else(|| PathBuf::from(set("HOME").unwrap_or_else(|| ".".into())).join(".config"));
@@ -168,9 +171,16 @@ mod tests {
 
     #[test]
     fn the_default_path_follows_the_environment() {
-        let with =
-            |xdg: &'static str| default_path(move |name| Some(if name == "HOME" { "/home/a" } else { xdg }.to_owned()));
-        assert_eq!(with("/x"), Path::new("/x/devfleet/context.toml"));
-        assert_eq!(with(""), Path::new("/home/a/.config/devfleet/context.toml"));
+        let check = |context: &'static str, config: &'static str, expected: &str| {
+            let variable = move |name: &str| match name {
+                "DEVFLEET_CONTEXT" => Some(context.to_owned()),
+                "XDG_CONFIG_HOME" => Some(config.to_owned()),
+                _ => Some("/home/a".to_owned()),
+            };
+            assert_eq!(default_path(variable), Path::new(expected));
+        };
+        check("/c.toml", "/x", "/c.toml");
+        check("", "/x", "/x/devfleet/context.toml");
+        check("", "", "/home/a/.config/devfleet/context.toml");
     }
 }

@@ -43,7 +43,7 @@ fn devbox(out: &mut Yaml, environment: &EnvironmentSpec) {
     out.line(3, "dockerfile: \"Dockerfile\"");
     out.line(3, "args:");
     // The only value that compose itself is to fill in.
-    out.line(4, "DEVFLEET_USER: \"${DEVFLEET_USER:-root}\"");
+    out.line(4, "DEVFLEET_USER: \"${DEVFLEET_USER:-0}\"");
     if let Some(platform) = &environment.platform {
         out.pair(2, "platform", platform);
     }

@@ -86,6 +86,9 @@ fn touches_ssh(text: &str) -> bool {
     parts.iter().any(|part| text.contains(part))
 }
 
+/// Judges a program by its name, its first argument that is no option, and all its arguments.
+type Judge = fn(&str, &str, &[&str]) -> Option<Purpose>;
+
 /// Judges one command.
 pub(super) fn of_command(words: &[String]) -> Purpose {
     let words = shell::program(words);
@@ -99,8 +102,7 @@ pub(super) fn of_command(words: &[String]) -> Purpose {
     if args.len() == 1 && matches!(args[0], "--version" | "-version" | "-v" | "-V" | "version") && name != "docker" {
         return Purpose::Trivial;
     }
-    let judges: [fn(&str, &str, &[&str]) -> Option<Purpose>; 6] =
-        [shell_words, packages, banned, tests, checks, dependencies];
+    let judges: [Judge; 6] = [shell_words, packages, banned, tests, checks, dependencies];
     let judged = judges.iter().find_map(|judge| judge(name, first, args));
     judged.unwrap_or_else(|| by_name(name))
 }
@@ -332,7 +334,7 @@ fn checks(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
     build.then_some(Purpose::Build)
 }
 
-fn dependencies(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
+fn dependencies(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
     let found = match name {
         "pip" | "pip2" | "pipx" | "easy_install" => matches!(first, "install" | "sync" | "wheel" | "download"),
         "uv" => matches!(first, "sync" | "pip" | "venv" | "tool" | "python"),
@@ -341,8 +343,7 @@ fn dependencies(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         }
         "venv" | "virtualenv" | "ensurepip" | "nvm" | "rvm" | "rbenv" | "pyenv" | "corepack" | "n" | "phpize" => true,
         "npm" | "yarn" | "pnpm" | "bun" => {
-            args.is_empty() && name == "yarn"
-                || first.is_empty() && name == "yarn"
+            first.is_empty() && name == "yarn"
                 || matches!(
                     first,
                     "install"

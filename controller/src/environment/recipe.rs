@@ -25,8 +25,9 @@ RUN if command -v git >/dev/null 2>&1; then :; \\
 pub fn recipe(environment: &EnvironmentSpec, packages: &[String], agent: &AgentNeeds) -> Recipe {
     let mut text = format!("FROM {}\n", environment.image);
     text.push_str("# The user that the image runs as; whoever builds it says so, because FROM does not.\n");
-    text.push_str("ARG DEVFLEET_USER=root\n");
-    text.push_str("USER root\n");
+    text.push_str("ARG DEVFLEET_USER=0\n");
+    // By number: an image without /etc/passwd knows no `root`.
+    text.push_str("USER 0\n");
     text.push_str(ADD_GIT);
     let mut wanted: Vec<&str> =
         packages.iter().chain(&agent.packages).map(String::as_str).filter(|name| is_package(name)).collect();
@@ -45,7 +46,7 @@ pub fn recipe(environment: &EnvironmentSpec, packages: &[String], agent: &AgentN
     }
     let user = match &environment.user {
         Some(user) => shell_quoted(user),
-        None => "${DEVFLEET_USER:-root}".to_owned(),
+        None => "${DEVFLEET_USER:-0}".to_owned(),
     };
     let chown = if environment.user.is_some() { user.clone() } else { format!("\"{user}\"") };
     text.push_str(&format!("RUN mkdir -p {WORKSPACE} && chown {chown} {WORKSPACE}\n"));
@@ -104,16 +105,16 @@ mod tests {
         let recipe = recipe(&environment("ruby:3.2"), &["libpq-dev".into(), "git".into()], &agent());
         let order = [
             "FROM ruby:3.2\n",
-            "ARG DEVFLEET_USER=root\n",
-            "USER root\n",
+            "ARG DEVFLEET_USER=0\n",
+            "USER 0\n",
             "command -v git",
             "exit 42",
             "apt-get install -y libpq-dev git ripgrep",
             "COPY [\"claude\", \"/usr/local/bin/claude\"]\n",
             "RUN chmod 0755 '/usr/local/bin/claude'\n",
             "RUN claude --version\n",
-            "RUN mkdir -p /workspace && chown \"${DEVFLEET_USER:-root}\" /workspace\n",
-            "WORKDIR /workspace\nUSER ${DEVFLEET_USER:-root}\n",
+            "RUN mkdir -p /workspace && chown \"${DEVFLEET_USER:-0}\" /workspace\n",
+            "WORKDIR /workspace\nUSER ${DEVFLEET_USER:-0}\n",
         ];
         let mut rest = recipe.dockerfile.as_str();
         for part in order {

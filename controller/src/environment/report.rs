@@ -42,11 +42,15 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
             } else {
                 "(global)"
             };
-            report.add(&format!("variable {name}"), value, place, origin, "variables");
+            report.add(&format!("variable {name}"), value, Origin { place, job: origin, keyword: "variables" });
         }
     }
     for spec in &caches.specs {
-        report.add(&format!("cache {}", spec.path), &spec.key, caches.place, &caches.origin, "cache");
+        report.add(
+            &format!("cache {}", spec.path),
+            &spec.key,
+            Origin { place: caches.place, job: &caches.origin, keyword: "cache" },
+        );
     }
     report.commands(&sorted, &job, &before, &script);
 
@@ -134,13 +138,20 @@ fn confidence(document: &Document, choice: &Choice<'_>, checks: Option<Purpose>)
     (confidence * 100.0).round() / 100.0
 }
 
+/// Where a fact stands.
+struct Origin<'a> {
+    place: Place,
+    job: &'a str,
+    keyword: &'a str,
+}
+
 struct Report<'a> {
     document: &'a Document,
     lines: Vec<ReportLine>,
 }
 
 impl Report<'_> {
-    fn add(&mut self, fact: &str, value: &str, place: Place, job: &str, keyword: &str) {
+    fn add(&mut self, fact: &str, value: &str, origin: Origin<'_>) {
         if self.lines.len() >= MAX_LINES {
             return;
         }
@@ -148,24 +159,27 @@ impl Report<'_> {
         if shown.len() < value.len() {
             shown.push('…');
         }
-        let file = self.document.place(place);
-        self.lines.push(ReportLine {
-            fact: fact.to_owned(),
-            value: shown,
-            file,
-            job: job.to_owned(),
-            keyword: keyword.to_owned(),
-        });
+        let file = self.document.place(origin.place);
+        let (job, keyword) = (origin.job.to_owned(), origin.keyword.to_owned());
+        self.lines.push(ReportLine { fact: fact.to_owned(), value: shown, file, job, keyword });
     }
 
     fn choice(&mut self, choice: &Choice<'_>) {
         let job = choice.job.name;
         let script = choice.job.keyword("script").map(|node| node.place).unwrap_or_default();
-        self.add("job", &format!("{job} ({})", choice.reasons.join("; ")), script, job, "script");
-        self.add("image", &choice.image.to_string(), choice.fact.node.place, choice.fact.origin, "image");
+        self.add(
+            "job",
+            &format!("{job} ({})", choice.reasons.join("; ")),
+            Origin { place: script, job, keyword: "script" },
+        );
+        self.add(
+            "image",
+            &choice.image.to_string(),
+            Origin { place: choice.fact.node.place, job: choice.fact.origin, keyword: "image" },
+        );
         for (name, value) in &choice.variant {
             let place = choice.job.keyword("parallel").map(|node| node.place).unwrap_or_default();
-            self.add(&format!("variable {name}"), value, place, job, "parallel:matrix");
+            self.add(&format!("variable {name}"), value, Origin { place, job, keyword: "parallel:matrix" });
         }
     }
 
@@ -173,7 +187,11 @@ impl Report<'_> {
         for (spec, place) in services.specs.iter().zip(&services.places) {
             let value = format!("{} as {}", spec.image, spec.aliases.join(", "));
             let origin = if services.origin.is_empty() { job.name } else { &services.origin };
-            self.add(&format!("service {}", spec.name), &value, *place, origin, "services");
+            self.add(
+                &format!("service {}", spec.name),
+                &value,
+                Origin { place: *place, job: origin, keyword: "services" },
+            );
         }
     }
 
@@ -183,14 +201,14 @@ impl Report<'_> {
         let of_script = script.first().map(|(_, place)| (*place, job.name, "script"));
         if let Some((place, job, keyword)) = of_before.or(of_script) {
             if !sorted.packages.is_empty() {
-                self.add("packages", &sorted.packages.join(" "), place, job, keyword);
+                self.add("packages", &sorted.packages.join(" "), Origin { place, job, keyword });
             }
             if !sorted.setup.is_empty() {
-                self.add("setup", &sorted.setup.join("; "), place, job, keyword);
+                self.add("setup", &sorted.setup.join("; "), Origin { place, job, keyword });
             }
         }
         if let Some((place, job, keyword)) = of_script {
-            self.add("verify", &sorted.verify.join("; "), place, job, keyword);
+            self.add("verify", &sorted.verify.join("; "), Origin { place, job, keyword });
         }
     }
 }

@@ -247,7 +247,7 @@ pub(super) fn program(words: &[String]) -> Vec<String> {
             {
                 1
             }
-            ("bash" | "sh", flag) if matches!(flag, "-x" | "-e" | "-ex" | "-xe" | "-eux") => 2,
+            ("bash" | "sh", "-x" | "-e" | "-ex" | "-xe" | "-eux") => 2,
             _ => 0,
         };
         if skip == 0 || skip >= words.len() {

@@ -25,11 +25,11 @@ use x509_parser::extensions::GeneralName;
 
 use super::IdentityError;
 
-const AUTHORITY_LIFE: Duration = Duration::from_hours(24 * 3650);
-const SERVER_LIFE: Duration = Duration::from_hours(24 * 90);
-const HOST_LIFE: Duration = Duration::from_hours(24);
+const AUTHORITY_LIFE: Duration = Duration::from_secs(3_650 * 24 * 3_600);
+const SERVER_LIFE: Duration = Duration::from_secs(90 * 24 * 3_600);
+const HOST_LIFE: Duration = Duration::from_secs(24 * 3_600);
 /// Certificates begin this long before they are made: clocks of machines differ.
-const BACKDATED: Duration = Duration::from_hours(1);
+const BACKDATED: Duration = Duration::from_secs(3_600);
 const HOST_URI: &str = "spiffe://devfleet/host/";
 const REQUEST_BYTES: usize = 16 << 10;
 

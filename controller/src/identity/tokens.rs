@@ -19,9 +19,9 @@ use crate::store::{Change, Commit, Compare, Entry, Revision, SharedStore, StoreE
 
 const PEOPLE: &str = "/devfleet/v1/tokens/";
 const JOINING: &str = "/devfleet/v1/join-tokens/";
-const JOIN_TTL_MAX: Duration = Duration::from_hours(24);
+const JOIN_TTL_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// Spent join tokens are remembered this long, to say why they do not work.
-const JOIN_MEMORY: Duration = Duration::from_hours(24);
+const JOIN_MEMORY: Duration = Duration::from_secs(24 * 3_600);
 /// How often a lost race is run again before the store is called unreachable.
 const RACES: usize = 16;
 
@@ -323,7 +323,7 @@ mod tests {
     use crate::store::embedded::Embedded;
 
     const START: Timestamp = Timestamp(1_800_000_000_000);
-    const HOUR: Duration = Duration::from_hours(1);
+    const HOUR: Duration = Duration::from_secs(3_600);
 
     fn tokens() -> (tempfile::TempDir, SharedStore, Clock, Tokens) {
         let directory = tempfile::tempdir().expect("dir");

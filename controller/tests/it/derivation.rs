@@ -257,6 +257,7 @@ fn awkward() -> EnvironmentSpec {
     }
 }
 
+#[expect(clippy::print_stdout, reason = "a skipped check says why")]
 /// What docker-compose makes of a file; `None` without docker-compose on this machine.
 fn compose_config(text: &str) -> Option<serde_json::Value> {
     let directory = tempfile::tempdir().expect("a directory");
@@ -297,7 +298,7 @@ fn docker_compose_reads_back_exactly_what_was_written() {
     assert_eq!(devbox["entrypoint"], serde_json::json!(["sleep", "infinity"]));
     assert_eq!(devbox["user"], "1000:1000");
     assert_eq!(devbox["platform"], "linux/amd64");
-    assert_eq!(devbox["build"]["args"]["DEVFLEET_USER"], "root");
+    assert_eq!(devbox["build"]["args"]["DEVFLEET_USER"], "0");
     assert_eq!(config["services"]["db"]["command"], serde_json::json!(["postgres", "-c", "x=$$1"]));
     assert_eq!(config["services"]["db"]["networks"]["box"]["aliases"], serde_json::json!(["db", "db__alias"]));
     assert_eq!(config["services"]["cache"]["entrypoint"], serde_json::json!(["/run $$it"]));
@@ -369,47 +370,10 @@ fn ci_text() -> impl Strategy<Value = String> {
 
 /// Values of any shape under the keywords of a CI configuration, beside a job that has all it needs.
 fn ci_values() -> impl Strategy<Value = String> {
-    let keys = [
-        "image",
-        "name",
-        "script",
-        "before_script",
-        "services",
-        "alias",
-        "command",
-        "entrypoint",
-        "variables",
-        "A",
-        "B",
-        "value",
-        "expand",
-        "cache",
-        "key",
-        "files",
-        "paths",
-        "parallel",
-        "matrix",
-        "extends",
-        "inherit",
-        "default",
-        "docker",
-        "user",
-        "tags",
-        "only",
-        "rules",
-        "when",
-        "stage",
-        "include",
-        "local",
-        "test",
-        ".t",
-        "build",
-        "allow_failure",
-        "artifacts",
-        "reports",
-        "environment",
-        "trigger",
-    ];
+    let keys: Vec<&str> = "image name script before_script services alias command entrypoint variables A B value expand cache key files paths parallel \
+        matrix extends inherit default docker user tags only rules when stage include local test .t build allow_failure artifacts reports environment trigger"
+        .split_whitespace()
+        .collect();
     let texts = [
         "python:3",
         "$A",
@@ -440,8 +404,9 @@ fn ci_values() -> impl Strategy<Value = String> {
         1 => any::<i32>().prop_map(serde_json::Value::from),
         1 => Just(serde_json::Value::Null),
     ];
+    let below = keys.clone();
     let value = leaf.prop_recursive(4, 48, 5, move |inner| {
-        let map = prop::collection::btree_map(prop::sample::select(keys.to_vec()), inner.clone(), 0..5);
+        let map = prop::collection::btree_map(prop::sample::select(below.clone()), inner.clone(), 0..5);
         let object = |map: BTreeMap<&str, serde_json::Value>| {
             map.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
         };
@@ -450,7 +415,7 @@ fn ci_values() -> impl Strategy<Value = String> {
             map.prop_map(move |map| serde_json::Value::Object(object(map)))
         ]
     });
-    let entries = move || prop::collection::btree_map(prop::sample::select(keys.to_vec()), value.clone(), 0..8);
+    let entries = move || prop::collection::btree_map(prop::sample::select(keys.clone()), value.clone(), 0..8);
     (entries(), entries()).prop_map(|(top, job)| {
         let mut root = serde_json::json!({"unit": {"image": "python:3", "script": ["pytest"]}});
         job.into_iter().for_each(|(key, value)| root["unit"][key] = value);

@@ -1,5 +1,6 @@
 //! The controller's integration tests: one binary, because each one links everything again.
 
+mod cli;
 mod derivation;
 mod e2e;
 mod forge_contract;

@@ -90,6 +90,7 @@ async fn head(store: &SharedStore) -> Revision {
 async fn gone(store: &SharedStore, key: &str) {
     let looking = async {
         while store.get(key).await.expect("get").is_some() {
+            // sleep: the pace at which the state is looked at
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -339,6 +340,7 @@ async fn a_lease_kept_alive_stays(store: &SharedStore) {
     commit(store, vec![], vec![leased("alive/kept", kept), leased("alive/left", left)]).await;
     let keeping = async {
         loop {
+            // sleep: the pace of keep-alives, well within the lease
             tokio::time::sleep(Duration::from_millis(300)).await;
             store.keep_alive(kept).await.expect("kept alive in time");
         }

@@ -134,6 +134,7 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         for _ in 0..rand::random_range(0..300) * u64::from(round % 5 != 0) {
             acknowledged.extend(crashing.acknowledged().await);
         }
+        // sleep: the moment of the kill is random
         tokio::time::sleep(Duration::from_micros(rand::random_range(0..20_000))).await;
         acknowledged.extend(crashing.kill().await);
 
@@ -273,6 +274,7 @@ struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     /// Mounts it; `None` without the right to.
+    #[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
     fn mount(at: &Path) -> Option<SmallDisk> {
         if !rustix::process::geteuid().is_root() {
             println!("skipped: only root may mount a small disk");

@@ -70,11 +70,8 @@ pub(super) fn read(files: &BTreeMap<String, String>) -> BTreeMap<&'static str, S
         pin("python", exact.unwrap_or_default());
     }
     let engines = files.get("package.json").and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
-    if let Some(node) = engines.as_ref().and_then(|value| value.get("engines")?.get("node")?.as_str()) {
-        if !node.contains(['>', '<', '|', ' ']) {
-            pin("node", node);
-        }
-    }
+    let node = engines.as_ref().and_then(|value| value.get("engines")?.get("node")?.as_str());
+    pin("node", node.filter(|range| !range.contains(['>', '<', '|', ' '])).unwrap_or_default());
     pins
 }
 

@@ -20,12 +20,15 @@ use crate::store::{Entry, LeaseId, Revision, StoreError, WatchEvent};
 
 /// key → created, modified, lease (0: none), value.
 const CURRENT: TableDefinition<'_, &str, (u64, u64, i64, &[u8])> = TableDefinition::new("current");
-/// revision, number in it → what happened, key, created, lease, value.
-const HISTORY: TableDefinition<'_, (u64, u32), (u8, &str, u64, i64, &[u8])> = TableDefinition::new("history");
+/// revision, number in it → event.
+const HISTORY: TableDefinition<'_, (u64, u32), Row<'_>> = TableDefinition::new("history");
 /// lease → its time in milliseconds.
 const LEASES: TableDefinition<'_, i64, u64> = TableDefinition::new("leases");
 /// name → number.
 const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
+
+/// What happened, key, created, lease, value.
+type Row<'a> = (u8, &'a str, u64, i64, &'a [u8]);
 
 const FORMAT: u64 = 1;
 const PUT: u8 = 1;
@@ -241,7 +244,7 @@ fn entry(key: &str, created: Revision, modified: Revision, lease: i64, value: &[
     Entry { key: key.to_owned(), value: value.to_vec(), created, modified, lease }
 }
 
-fn row(event: &WatchEvent) -> (u8, &str, u64, i64, &[u8]) {
+fn row(event: &WatchEvent) -> Row<'_> {
     match event {
         WatchEvent::Put(entry) => (PUT, &entry.key, entry.created, number(entry.lease), &entry.value),
         WatchEvent::Deleted { key, .. } => (DELETED, key, 0, 0, &[]),

@@ -97,7 +97,7 @@ async fn a_repository_from_which_no_environment_follows_ends_the_job_with_what_i
     let site = Site::usual().await;
     let cases: [(&str, &[(&str, &str)], &str, &str); 4] = [
         ("no-file", &[("README", "x")], "forge", ".gitlab-ci.yml"),
-        ("broken", &[(".gitlab-ci.yml", "test:\n  script: [")], "derivation", "YAML"),
+        ("broken", &[(".gitlab-ci.yml", "test:\n  script: [")], "derivation", "line 2"),
         ("hidden", &[(".gitlab-ci.yml", ".test:\n  image: x\n  script: [make]\n")], "derivation", "job"),
         ("unresolved", &[(".gitlab-ci.yml", "test:\n  image: \"registry.example.com/$MISSING/\"\n  script: [make test]\n")], "derivation", "image"),
     ];

@@ -152,6 +152,7 @@ impl Site {
             }
             let stuck = Instant::now() > deadline || (job.phase == "ended" && all_ended(&job));
             assert!(!stuck, "waited for {what}, the job is {job:#?}\nits log: {}\n{}", self.log(id).await, self.program_logs());
+            // sleep: the pace of looking in a loop with a bound
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -252,6 +253,7 @@ impl Site {
         });
         self.host_id = tokio::select! {
             id = id => id,
+            // sleep: the bound of the wait
             () = tokio::time::sleep(PATIENCE) => panic!("the host does not connect\n{}", self.program_logs()),
         };
     }
@@ -303,6 +305,7 @@ pub(crate) async fn wait_async<T>(what: &str, look: impl AsyncFn() -> Option<T>)
             return found;
         }
         assert!(Instant::now() < deadline, "waited in vain for {what}");
+        // sleep: the pace of looking in a loop with a bound
         tokio::time::sleep(LOOK).await;
     }
 }
