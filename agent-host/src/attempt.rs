@@ -138,8 +138,7 @@ impl Attempt {
         let history = ledger.history();
         let claim = Claim::of(&assignment);
         let spool = around.spools.open(&claim.job, &claim.attempt, claim.fence.0).map_err(Into::into);
-        let recorder =
-            spool.and_then(|spool| Recorder::open(spool, assignment.limits.log_bytes, around.clock.clone()));
+        let recorder = spool.and_then(|spool| Recorder::open(spool, assignment.limits.log_bytes, around.clock.clone()));
         let log = AttemptLog::new(recorder, around.clock.clone());
         let reporter = Reporter::new(around.board.clone(), claim, Arc::clone(&ledger));
         let cut = AtomicBool::new(adopted && history.latest_step().is_none());
@@ -282,7 +281,8 @@ impl Attempt {
 
     fn out_of_time(&self, phase: &Phase) -> Failure {
         let limit = Span(self.assignment.limits.attempt);
-        let message = format!("the attempt was stopped in its phase `{}`, after its time limit of {limit}", phase.name());
+        let message =
+            format!("the attempt was stopped in its phase `{}`, after its time limit of {limit}", phase.name());
         Failure { reason: FailureReason::Timeout, message }
     }
 

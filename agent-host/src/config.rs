@@ -92,8 +92,10 @@ impl Config {
 
     /// Reads and checks a file's text; `path` is for the messages.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let config: Config = toml::from_str(text)
-            .map_err(|error| ConfigError::Parse { path: path.to_owned(), detail: error.to_string().trim_end().to_owned() })?;
+        let config: Config = toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            detail: error.to_string().trim_end().to_owned(),
+        })?;
         config.validate().map_err(|BadValue { key, value, advice }| ConfigError::Value {
             path: path.to_owned(),
             key,
@@ -112,10 +114,18 @@ impl Config {
             return bad("controller", &self.controller, "write the address as \"https://name:port\", without a path");
         }
         if !is_host_name(&self.name) {
-            return bad("name", &self.name, "write 1 to 63 letters, digits, dots or dashes, starting with a letter or digit");
+            return bad(
+                "name",
+                &self.name,
+                "write 1 to 63 letters, digits, dots or dashes, starting with a letter or digit",
+            );
         }
         if !self.engine.strip_prefix("unix://").is_some_and(|path| path.starts_with('/')) {
-            return bad("engine", &self.engine, "write the engine's socket, for example \"unix:///var/run/docker.sock\"");
+            return bad(
+                "engine",
+                &self.engine,
+                "write the engine's socket, for example \"unix:///var/run/docker.sock\"",
+            );
         }
         if !is_pool(&self.network_pool) {
             return bad(
@@ -128,7 +138,11 @@ impl Config {
             return bad("slots", &self.slots, "write a number from 1 to 1000");
         }
         if self.protection_window < Span(Duration::from_secs(1)) {
-            return bad("protection_window", &self.protection_window.0, "write at least \"1s\"; \"10m\" is the default");
+            return bad(
+                "protection_window",
+                &self.protection_window.0,
+                "write at least \"1s\"; \"10m\" is the default",
+            );
         }
         Ok(())
     }

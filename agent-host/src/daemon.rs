@@ -66,7 +66,9 @@ pub enum RunError {
         path: PathBuf,
     },
     /// The host has not joined, and has nothing to join with.
-    #[error("join the fleet: this host has no identity and no join token; make one with `devfleet join-token create` and give it in {JOIN_TOKEN} or in the file that join_token_file names")]
+    #[error(
+        "join the fleet: this host has no identity and no join token; make one with `devfleet join-token create` and give it in {JOIN_TOKEN} or in the file that join_token_file names"
+    )]
     NoToken,
     /// The file with the join token cannot be read.
     #[error("read the join token from {path}; write the output of `devfleet join-token create` into it", path = path.display())]
@@ -110,7 +112,8 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
     let clock = Clock::system();
     let Some(identity) = identity(&config, &shutdown).await? else { return Ok(()) };
     tracing::info!(host = %identity.host(), name = config.name, "host daemon starts");
-    let dial: Arc<dyn Dial> = Arc::new(IdentityDial { identity: identity.clone(), controller: config.controller.clone() });
+    let dial: Arc<dyn Dial> =
+        Arc::new(IdentityDial { identity: identity.clone(), controller: config.controller.clone() });
     let spools = Spools::open_dir(config.data_dir.join("spool"))?;
     let mirrors = config.data_dir.join("mirrors");
     let around = Arc::new(Surroundings {

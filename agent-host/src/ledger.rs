@@ -369,8 +369,11 @@ impl Found {
                     %error, kept = %aside.display(),
                     "damaged ledger set aside, its attempt is lost and its objects are left to the sweeper"
                 );
-                std::fs::rename(path, &aside)
-                    .map_err(|source| LedgerError::Disk { action: "set aside", path: path.to_owned(), source })?;
+                std::fs::rename(path, &aside).map_err(|source| LedgerError::Disk {
+                    action: "set aside",
+                    path: path.to_owned(),
+                    source,
+                })?;
                 self.damaged.extend(casualty(&aside));
             }
             Err(error) => return Err(error),
@@ -382,7 +385,8 @@ impl Found {
 fn casualty(path: &Path) -> Option<Casualty> {
     let attempt = path.file_stem()?.to_str()?.parse().ok()?;
     let bytes = std::fs::read(path).ok()?;
-    let first: Option<Line> = bytes.split(|byte| *byte == b'\n').next().and_then(|line| serde_json::from_slice(line).ok());
+    let first: Option<Line> =
+        bytes.split(|byte| *byte == b'\n').next().and_then(|line| serde_json::from_slice(line).ok());
     let claim = match first {
         Some(Line { entry: Entry::Assigned(assignment), .. }) => Some((assignment.job, assignment.fence)),
         _ => None,

@@ -188,7 +188,9 @@ impl Attempt {
         let Some(request) = self.publish_request(false) else { return };
         match tokio::time::timeout(SHOW, self.around.controller.authorize_publish(&request)).await {
             Ok(Ok(_)) => self.log.note("the change is kept to be looked at; nothing is pushed"),
-            Ok(Err(error)) => tracing::warn!(attempt = %self.assignment.attempt, %error, "diff of a failed job not kept"),
+            Ok(Err(error)) => {
+                tracing::warn!(attempt = %self.assignment.attempt, %error, "diff of a failed job not kept")
+            }
             Err(_) => tracing::warn!(attempt = %self.assignment.attempt, "diff of a failed job not kept in time"),
         }
     }

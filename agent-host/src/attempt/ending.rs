@@ -37,7 +37,9 @@ impl Attempt {
     async fn stop_running_step(&self) {
         let history = self.history();
         let running = history.latest_step().filter(|step| history.ended(*step).is_none());
-        let Some((step, name)) = running.and_then(|step| Some((step, history.container(step)?.to_owned()))) else { return };
+        let Some((step, name)) = running.and_then(|step| Some((step, history.container(step)?.to_owned()))) else {
+            return;
+        };
         if *self.order.borrow() < Order::Drop {
             let stopped = tokio::time::timeout(STOP, self.stop_container(step, &name)).await;
             tracing::debug!(attempt = %self.assignment.attempt, in_time = stopped.is_ok(), "step stopped");

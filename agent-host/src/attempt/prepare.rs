@@ -18,7 +18,8 @@ use crate::environment::{EnvironmentError, ImageRequest, reason_of};
 const ASK_AGAIN: Backoff = Backoff { first: Duration::from_millis(500), ceiling: Duration::from_secs(15) };
 
 /// The pace at which an engine that is away is asked again.
-pub(super) const ENGINE_AGAIN: Backoff = Backoff { first: Duration::from_millis(250), ceiling: Duration::from_secs(10) };
+pub(super) const ENGINE_AGAIN: Backoff =
+    Backoff { first: Duration::from_millis(250), ceiling: Duration::from_secs(10) };
 /// How often an engine that is away is asked again: for about a minute.
 pub(super) const ENGINE_TRIES: u32 = 10;
 
@@ -93,7 +94,9 @@ impl Attempt {
                     tokio::time::sleep(ASK_AGAIN.pause(tries, Backoff::jitter())).await;
                 }
                 Err(error) => {
-                    return Err(Failure { reason: FailureReason::Checkout, message: format!("failed to {error}") }.into());
+                    return Err(
+                        Failure { reason: FailureReason::Checkout, message: format!("failed to {error}") }.into()
+                    );
                 }
             }
         }

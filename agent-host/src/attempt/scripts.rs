@@ -48,7 +48,11 @@ git diff --cached --quiet || git -c core.hooksPath=/dev/null -c gc.auto=0 -c com
 }
 
 /// Returns the variables of a step. Only the agent's hold secrets.
-pub(super) fn variables(assignment: &Assignment, step: Step, secrets: &BTreeMap<String, Secret>) -> BTreeMap<String, Secret> {
+pub(super) fn variables(
+    assignment: &Assignment,
+    step: Step,
+    secrets: &BTreeMap<String, Secret>,
+) -> BTreeMap<String, Secret> {
     let mut variables = BTreeMap::new();
     if matches!(step, Step::Checkout | Step::Collect) {
         return variables;
@@ -189,7 +193,8 @@ mod tests {
         }
 
         fn script(&self, step: Step) -> String {
-            script(&self.assignment, step, false).replace("/mirror", &self.dir.path().join("mirror").display().to_string())
+            script(&self.assignment, step, false)
+                .replace("/mirror", &self.dir.path().join("mirror").display().to_string())
         }
 
         fn collect(&self) -> Output {
@@ -200,7 +205,10 @@ mod tests {
         fn import(&self, bundle: &[u8]) -> String {
             let mirror = self.dir.path().join("mirror");
             std::fs::write(mirror.join("bundle"), bundle).expect("write");
-            run(&mirror, "git bundle verify -q bundle && git fetch -q bundle refs/heads/devfleet && git rev-parse FETCH_HEAD")
+            run(
+                &mirror,
+                "git bundle verify -q bundle && git fetch -q bundle refs/heads/devfleet && git rev-parse FETCH_HEAD",
+            )
         }
     }
 
@@ -216,7 +224,10 @@ mod tests {
     #[test]
     fn collect_commits_what_is_left_and_brings_the_same_commit_when_repeated() {
         let place = Place::new();
-        run(&place.workspace(), "rm from-image; echo 3 > file; echo new > added; printf '#!/bin/sh\\nexit 1\\n' > .git/hooks/pre-commit; chmod +x .git/hooks/pre-commit");
+        run(
+            &place.workspace(),
+            "rm from-image; echo 3 > file; echo new > added; printf '#!/bin/sh\\nexit 1\\n' > .git/hooks/pre-commit; chmod +x .git/hooks/pre-commit",
+        );
         let first = place.collect();
         assert!(first.status.success(), "{first:?}");
         let commit = place.import(&first.stdout);
@@ -229,7 +240,10 @@ mod tests {
     #[test]
     fn commits_that_the_agent_made_elsewhere_are_collected_too() {
         let place = Place::new();
-        run(&place.workspace(), "rm from-image; git checkout -q -b own; echo 3 > file; git commit -q -a -m own; git checkout -q --detach");
+        run(
+            &place.workspace(),
+            "rm from-image; git checkout -q -b own; echo 3 > file; git commit -q -a -m own; git checkout -q --detach",
+        );
         let commit = place.import(&place.collect().stdout);
         assert_eq!(run(&place.dir.path().join("mirror"), &format!("git log -1 --format=%s {commit}")), "own");
     }

@@ -161,7 +161,8 @@ impl Attempt {
                 self.check_services().await?;
             }
         }
-        if let (Step::Agent, AgentKind::ClaudeCode, Some(status)) = (ending.step, self.assignment.agent.kind, ending.status)
+        if let (Step::Agent, AgentKind::ClaudeCode, Some(status)) =
+            (ending.step, self.assignment.agent.kind, ending.status)
         {
             let complaint = self.read_claude(name).await?.complaint(status);
             failure = complaint.map(|message| Failure { reason: FailureReason::Agent, message });

@@ -95,7 +95,12 @@ fn quote(tail: &str) -> String {
 mod tests {
     use super::*;
 
-    fn check(step: Step, status: Option<i64>, out_of_memory: bool, interrupted: bool) -> Option<(FailureReason, String)> {
+    fn check(
+        step: Step,
+        status: Option<i64>,
+        out_of_memory: bool,
+        interrupted: bool,
+    ) -> Option<(FailureReason, String)> {
         let ending = Ending { step, status, out_of_memory, interrupted, tail: "one\ntwo\n".into() };
         let allowed = Allowed { time: Duration::from_secs(1_800), memory_bytes: 2 << 30 };
         judge(&ending, allowed).map(|failure| (failure.reason, failure.message))
@@ -107,7 +112,10 @@ mod tests {
         for step in Step::ALL {
             let (class, message) = check(step, Some(3), false, false).expect("failed");
             assert_eq!(class, reason(step));
-            assert!(message.contains(step.name()) && message.ends_with("status 3; its output ends:\none\ntwo"), "{message}");
+            assert!(
+                message.contains(step.name()) && message.ends_with("status 3; its output ends:\none\ntwo"),
+                "{message}"
+            );
         }
         let (class, message) = check(Step::Verify, None, false, false).expect("failed");
         assert_eq!(class, FailureReason::Timeout);

@@ -73,19 +73,22 @@ impl Inventory {
     async fn images(&self) -> u64 {
         let ours = Labels::from([(label::APP.into(), label::APP_VALUE.into())]);
         let found = self.around.engine.list(&ours).await.unwrap_or_default();
-        found.iter().filter(|found| found.object.kind == ObjectKind::Image && found.labels.contains_key(label::IMAGE_KEY)).count()
-            as u64
+        found
+            .iter()
+            .filter(|found| found.object.kind == ObjectKind::Image && found.labels.contains_key(label::IMAGE_KEY))
+            .count() as u64
     }
 
     fn holds(&self) -> Vec<Hold> {
-        let held = self.supervisor.board().all().into_iter().filter_map(|report| match (report.phase, report.held_until) {
-            (Phase::Ended(_), Some(Timestamp(until_unix_ms))) => Some(Hold {
-                attempt: report.claim.attempt.to_string(),
-                job: report.claim.job.to_string(),
-                until_unix_ms,
-            }),
-            _ => None,
-        });
+        let held =
+            self.supervisor.board().all().into_iter().filter_map(|report| match (report.phase, report.held_until) {
+                (Phase::Ended(_), Some(Timestamp(until_unix_ms))) => Some(Hold {
+                    attempt: report.claim.attempt.to_string(),
+                    job: report.claim.job.to_string(),
+                    until_unix_ms,
+                }),
+                _ => None,
+            });
         held.collect()
     }
 }

@@ -104,7 +104,13 @@ fn objects(report: &Report, dry_run: bool) -> Vec<SweptObject> {
             (true, true) => format!("would go: {}", verdict.reason),
             _ => verdict.reason.clone(),
         };
-        SweptObject { kind: kind(verdict.object.kind).into(), name: verdict.object.name.clone(), reason, removed, error }
+        SweptObject {
+            kind: kind(verdict.object.kind).into(),
+            name: verdict.object.name.clone(),
+            reason,
+            removed,
+            error,
+        }
     });
     let folders = report.folders.iter().map(|path| {
         let name = path.display().to_string();

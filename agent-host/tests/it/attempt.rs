@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use devfleet_host::attempt::ports::{CodeError, ControllerError, Leave};
-use devfleet_host::engine::memory::{Fault, Piece, Script};
 use devfleet_host::engine::Mount;
+use devfleet_host::engine::memory::{Fault, Piece, Script};
 use devfleet_shared::assignment::AgentKind;
 use devfleet_shared::attempt::{AttemptResult, Failure, FailureReason, Phase, Step};
 
@@ -84,7 +84,8 @@ async fn a_failing_checkout_or_setup_ends_the_attempt_with_its_last_lines() {
     for (step, reason) in [("checkout", FailureReason::Checkout), ("setup", FailureReason::Setup)] {
         let world = World::new();
         world.script(step, "one\nno such package\n", 2);
-        fails(&world, reason, &format!("the {step} step ended with status 2; its output ends:\none\nno such package")).await;
+        fails(&world, reason, &format!("the {step} step ended with status 2; its output ends:\none\nno such package"))
+            .await;
         assert!(world.asked().is_empty());
     }
 }
@@ -157,10 +158,14 @@ async fn a_step_over_its_time_limit_is_stopped_and_the_failure_names_it() {
     for (step, shown) in [("checkout", 0), ("setup", 0), ("agent", 1), ("verify", 1), ("collect", 0)] {
         let world = World::new();
         world.engine.script(step, Script::runs());
-        let limit = devfleet_shared::units::Span(world.assignment.limits.step(Step::ALL.into_iter().find(|s| s.name() == step).expect("step")));
-        fails(&world, FailureReason::Timeout, &format!("the {step} step was stopped after its time limit of {limit}")).await;
+        let limit = devfleet_shared::units::Span(
+            world.assignment.limits.step(Step::ALL.into_iter().find(|s| s.name() == step).expect("step")),
+        );
+        fails(&world, FailureReason::Timeout, &format!("the {step} step was stopped after its time limit of {limit}"))
+            .await;
         assert_eq!(world.asked().len(), shown, "{step}");
-        let stops = world.engine.calls().iter().filter(|call| call.verb == "stop" && call.about == world.name(step)).count();
+        let stops =
+            world.engine.calls().iter().filter(|call| call.verb == "stop" && call.about == world.name(step)).count();
         assert!(stops > 0, "{step} is asked to stop before it is removed");
     }
 }
@@ -188,7 +193,8 @@ async fn running_out_of_memory_is_told() {
 #[tokio::test(start_paused = true)]
 async fn claude_code_succeeds_by_its_result_not_by_its_status_alone() {
     let good = r#"{"subtype":"success","is_error":false,"result":"Done.","type":"result"}"#;
-    let bad = r#"{"subtype":"success","is_error":true,"api_error_status":402,"result":"API Error: 402","type":"result"}"#;
+    let bad =
+        r#"{"subtype":"success","is_error":true,"api_error_status":402,"result":"API Error: 402","type":"result"}"#;
     let mut world = World::new();
     world.assignment.agent.kind = AgentKind::ClaudeCode;
     world.script("agent", &format!("{good}\n"), 0);
@@ -285,6 +291,7 @@ async fn cancel_at_any_moment_ends_in_nothing_left_within_fifteen_seconds() {
             step => step,
         };
         world.running(before).await;
+        // sleep: the clock is paused; the call under way is to be deep in its wait
         tokio::time::sleep(Duration::from_secs(2)).await;
         let asked = tokio::time::Instant::now();
         daemon.handle.apply(world.set(2, true), false).await;
@@ -325,7 +332,9 @@ async fn a_superseded_report_stops_the_attempt_and_an_older_set_does_not() {
     let older = devfleet_host::assignments::AssignmentSet::default();
     daemon.handle.apply(older, false).await;
     daemon.handle.reserved().await;
-    assert!(daemon.handle.board().of(&world.attempt()).is_some_and(|report| report.phase == Phase::Running(Step::Agent)));
+    assert!(
+        daemon.handle.board().of(&world.attempt()).is_some_and(|report| report.phase == Phase::Running(Step::Agent))
+    );
     daemon.handle.acknowledge(world.attempt(), 1, true).await;
     daemon.gone(&world.attempt()).await;
     world.assert_nothing_is_left();
@@ -339,6 +348,7 @@ async fn an_attempt_that_ended_is_not_begun_again_by_a_set_that_was_on_its_way()
     let calls = world.engine.calls().len();
     daemon.handle.apply(world.set(2, false), false).await;
     daemon.handle.reserved().await;
+    // sleep: the clock is paused; whatever would begin anew has a minute for it
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(daemon.handle.board().of(&world.attempt()).is_none());
     assert_eq!(world.engine.calls().len(), calls);
@@ -352,13 +362,16 @@ async fn a_held_environment_stays_until_its_end_and_then_goes() {
     let report = daemon.ended(&world.attempt()).await;
     let until_then = report.held_until.expect("held");
     assert!(until_then.since(now()) > Duration::from_secs(3_500));
-    assert!(world.engine.container(&world.name("hold")).is_some() && world.engine.container(&world.name("redis")).is_some());
+    assert!(
+        world.engine.container(&world.name("hold")).is_some() && world.engine.container(&world.name("redis")).is_some()
+    );
     assert!(world.engine.input(&world.name("hold")).is_none_or(|input| input.is_empty()), "no secret goes in");
     // Neither the acknowledgement, nor a lost one, nor the end of the assignment ends a hold.
     daemon.handle.acknowledge(world.attempt(), report.sequence, false).await;
     daemon.handle.acknowledge(world.attempt(), report.sequence, true).await;
     daemon.handle.apply(devfleet_host::assignments::AssignmentSet { generation: 9, ..Default::default() }, false).await;
     daemon.handle.reserved().await;
+    // sleep: the clock is paused; this is most of the hold
     tokio::time::sleep(Duration::from_secs(3_400)).await;
     assert!(world.engine.container(&world.name("hold")).is_some());
     let over = |report: devfleet_host::attempt::reports::Report| report.held_until.is_none().then_some(report);
@@ -394,7 +407,8 @@ async fn what_resists_the_tear_down_is_tried_until_it_goes() {
     let tries = std::sync::atomic::AtomicUsize::new(0);
     let name = world.name("redis");
     world.engine.fail_when(move |call| {
-        let first = call.verb == "remove" && call.about == name && tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 60;
+        let first =
+            call.verb == "remove" && call.about == name && tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < 60;
         first.then_some(Fault::Before)
     });
     assert!(matches!(world.carry_out().await, AttemptResult::Succeeded { .. }));
@@ -438,10 +452,12 @@ async fn slots_bound_what_stands_at_once_and_the_rest_waits() {
     daemon.handle.apply(set.clone(), true).await;
     let at = |phase: &str| daemon.handle.board().all().iter().filter(|report| report.phase.name() == phase).count();
     until("four run", || at("agent") == 4).await;
+    // sleep: the clock is paused; whoever waits has half a minute to be let in by mistake
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!((at("agent"), at("assigned")), (4, 2));
     // One that waits and is cancelled ends without having had a place.
-    let waiting = daemon.handle.board().all().into_iter().find(|report| report.phase == Phase::Assigned).expect("waits");
+    let waiting =
+        daemon.handle.board().all().into_iter().find(|report| report.phase == Phase::Assigned).expect("waits");
     set.generation = 2;
     set.wanted.get_mut(&waiting.claim.attempt).expect("wanted").cancel = true;
     daemon.handle.apply(set, false).await;

@@ -77,6 +77,7 @@ async fn a_step_that_runs_is_adopted_with_all_its_output_and_one_container() {
     let mut daemon = world.begin().await;
     world.running("agent").await;
     for _ in 0..5 {
+        // sleep: the clock is paused; the step prints a line a second in the meantime
         tokio::time::sleep(Duration::from_secs(4)).await;
         daemon.kill().await;
         daemon = world.start();
@@ -84,7 +85,8 @@ async fn a_step_that_runs_is_adopted_with_all_its_output_and_one_container() {
     }
     assert_eq!(world.finish(&daemon).await, success());
     let log = daemon.log();
-    let lines: Vec<_> = log.lines().filter(|line| line.contains("line ")).map(|line| line.replace("[agent] ", "")).collect();
+    let lines: Vec<_> =
+        log.lines().filter(|line| line.contains("line ")).map(|line| line.replace("[agent] ", "")).collect();
     assert_eq!(lines, (0..30).map(|second| format!("line {second}")).collect::<Vec<_>>(), "{log}");
     assert_eq!(second_containers(&world), [""; 0]);
 }
@@ -127,7 +129,8 @@ async fn variables_that_did_not_arrive_are_handed_over_again() {
     world.running("agent").await;
     daemon.kill().await;
     let text = std::fs::read_to_string(world.ledger()).expect("ledger");
-    let without: String = text.split_inclusive('\n').filter(|line| !line.contains("\"step_handed_over\":{\"step\":\"agent\"")).collect();
+    let without: String =
+        text.split_inclusive('\n').filter(|line| !line.contains("\"step_handed_over\":{\"step\":\"agent\"")).collect();
     assert_ne!(text, without, "the entry was there");
     std::fs::write(world.ledger(), without).expect("write");
     let daemon = world.start();
@@ -142,7 +145,10 @@ async fn a_command_that_ended_with_125_after_the_hand_over_is_not_run_again() {
     let world = World::new();
     world.script("agent", "", 125);
     let result = world.carry_out().await;
-    assert!(matches!(result, AttemptResult::Failed(ref failure) if failure.reason == FailureReason::Agent), "{result:?}");
+    assert!(
+        matches!(result, AttemptResult::Failed(ref failure) if failure.reason == FailureReason::Agent),
+        "{result:?}"
+    );
     assert_eq!(second_containers(&world), [""; 0]);
 }
 
@@ -156,6 +162,7 @@ async fn a_step_killed_while_nobody_watched_or_services_gone_is_the_engines_fail
         let daemon = world.begin().await;
         world.running("agent").await;
         daemon.kill().await;
+        // sleep: the clock is paused; the step ends while nobody watches
         tokio::time::sleep(Duration::from_secs(5)).await;
         if gone {
             use devfleet_host::engine::Engine as _;
@@ -183,7 +190,10 @@ async fn a_step_whose_container_someone_removed_is_not_run_again() {
     let daemon = world.start();
     daemon.handle.apply(world.set(1, false), true).await;
     let result = world.finish(&daemon).await;
-    assert!(matches!(result, AttemptResult::Failed(ref failure) if failure.reason == FailureReason::Engine), "{result:?}");
+    assert!(
+        matches!(result, AttemptResult::Failed(ref failure) if failure.reason == FailureReason::Engine),
+        "{result:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -97,7 +97,8 @@ impl Pair {
         let mut tasks = tokio::task::JoinSet::new();
         let service = SessionServer::new(Fake { lines: sender });
         tasks.spawn(async move {
-            let served = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await;
+            let served =
+                Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await;
             served.expect("serve");
         });
         let around = world.around(Spools::open_dir(world.dir.path().join("spool")).expect("spools"));
@@ -137,7 +138,12 @@ impl Line {
 
     async fn welcome(&self, assignments: v1::AssignmentSet) {
         let controller_version = "test".to_owned();
-        self.send(Down::Welcome(v1::Welcome { heartbeat_seconds: 1, controller_version, assignments: Some(assignments) })).await;
+        self.send(Down::Welcome(v1::Welcome {
+            heartbeat_seconds: 1,
+            controller_version,
+            assignments: Some(assignments),
+        }))
+        .await;
     }
 
     /// Reads until something is found; answers heartbeats on the way.
@@ -146,7 +152,9 @@ impl Line {
             loop {
                 let message = self.up.message().await.expect("the stream stands").expect("a message");
                 match message.kind.expect("a kind") {
-                    Up::Heartbeat(beat) => self.send(Down::Heartbeat(v1::HeartbeatAck { sequence: beat.sequence })).await,
+                    Up::Heartbeat(beat) => {
+                        self.send(Down::Heartbeat(v1::HeartbeatAck { sequence: beat.sequence })).await
+                    }
                     other => {
                         if let Some(found) = find(other) {
                             return found;
@@ -205,6 +213,20 @@ async fn a_job_goes_from_the_welcome_to_its_acknowledged_end_across_a_lost_strea
     let ledger = pair.world.ledger();
     crate::world::until("the ledger is removed", || !ledger.exists()).await;
     assert_eq!(pair.world.pushed().len(), 1);
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn an_assignment_that_cannot_be_read_fails_alone() {
+    let mut pair = Pair::new().await;
+    let mut line = pair.line().await;
+    let mut set = set(&pair.world, 1);
+    set.assignments[0].environment = None;
+    line.welcome(set).await;
+    let report = line.end_report().await;
+    let result = report.state.and_then(|state| state.result).and_then(|result| result.kind);
+    let Some(v1::attempt_result::Kind::Failed(failure)) = result else { panic!("{result:?}") };
+    assert!(failure.reason == "internal" && failure.message.contains("of one version"), "{failure:?}");
     pair.end().await;
 }
 

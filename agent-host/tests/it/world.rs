@@ -218,7 +218,7 @@ impl World {
 
     pub(crate) fn set(&self, generation: u64, cancel: bool) -> AssignmentSet {
         let wanted = Wanted { assignment: self.assignment.clone(), cancel };
-        AssignmentSet { generation, wanted: BTreeMap::from([(self.attempt(), wanted)]) }
+        AssignmentSet { generation, wanted: BTreeMap::from([(self.attempt(), wanted)]), ..AssignmentSet::default() }
     }
 
     pub(crate) fn attempt(&self) -> AttemptId {
@@ -319,7 +319,8 @@ impl Daemon {
     pub(crate) fn log(&self) -> String {
         let mut text = String::new();
         for spool in self.spools.list() {
-            let see = |record: LogRecord| text += &format!("[{}] {}\n", record.source, String::from_utf8_lossy(&record.data));
+            let see =
+                |record: LogRecord| text += &format!("[{}] {}\n", record.source, String::from_utf8_lossy(&record.data));
             spool.records(see).expect("records");
         }
         text
@@ -332,6 +333,7 @@ pub(crate) async fn until(what: &str, so: impl Fn() -> bool) {
         if so() {
             return;
         }
+        // sleep: how a state is polled, with a bound
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     panic!("never: {what}");
