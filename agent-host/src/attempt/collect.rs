@@ -93,9 +93,9 @@ impl Attempt {
         let step = Step::Collect;
         let history = self.history();
         let round = history.round(step) + 1;
-        if let Some(before) = history.container(step) {
-            self.remove_container(before).await?;
-        }
+        // Also one that the ledger does not know: what it printed is gone.
+        let first = self.assignment.attempt.object_name(step.name());
+        self.remove_container(history.container(step).unwrap_or(&first)).await?;
         let verified = history.ended(Step::Verify).is_some();
         let script = scripts::script(&self.assignment, step, verified);
         let command = StepCommand { script, mirror: None, network: false, keep_output: false };
