@@ -198,6 +198,27 @@ async fn preparing_and_tearing_down_twice_is_doing_it_once() {
 }
 
 #[tokio::test]
+async fn a_preparation_makes_no_call_that_is_not_needed() {
+    let (site, _listener) = scripted().await;
+    let memory = memory(&site.bench);
+    site.prepare().await.expect("prepared");
+    site.tear_down().await.expect("torn down");
+    let before = memory.calls().len();
+    site.prepare().await.expect("prepared, with its images here");
+    let prepared = memory.calls().len();
+    site.tear_down().await.expect("torn down");
+    let mut verbs: BTreeMap<&str, usize> = BTreeMap::new();
+    for call in &memory.calls()[before..prepared] {
+        *verbs.entry(call.verb).or_default() += 1;
+    }
+    // Two for the image (what it stands on, itself), one for each service's.
+    let wanted = [("ensure_container", 2), ("ensure_network", 1), ("ensure_volume", 1), ("image", 4), ("start", 2)];
+    assert_eq!(verbs, BTreeMap::from_iter(wanted.into_iter().chain([("state", 2), ("subnets", 1)])));
+    let verbs: Vec<_> = memory.calls()[prepared..].iter().map(|call| call.verb).collect();
+    assert_eq!(verbs, ["list", "remove", "remove", "remove", "remove", "list"]);
+}
+
+#[tokio::test]
 async fn whatever_call_fails_nothing_is_left_and_nothing_was_made_unannounced() {
     let (site, _listener) = scripted().await;
     whole_life(&site).await.expect("a whole life");
@@ -569,46 +590,6 @@ async fn docker_images_that_do_not_serve_are_told_apart() {
             error,
             EnvironmentError::Image(ImageError::Engine { source: EngineError::Pull { unreachable: true, .. }, .. })
         ));
-    })
-    .await;
-}
-
-/// Compares a preparation with the same calls made by hand, one after another. Run it alone, on a quiet machine:
-/// `cargo test -p devfleet-host --test it -- --ignored bench --nocapture`.
-#[tokio::test]
-#[ignore = "a measurement, not a test"]
-async fn bench_a_preparation_against_the_bare_calls() {
-    let images = [BASE, "devfleet-test/redis:7"];
-    on_docker(&images, spec(vec![service("redis", images[1])]), |site| async move {
-        site.prepare().await.expect("warm");
-        site.tear_down().await.expect("torn down");
-        let (mut ours, mut bare) = (Duration::ZERO, Duration::ZERO);
-        for _ in 0..5 {
-            let begin = tokio::time::Instant::now();
-            let image = site.prepare().await.expect("prepared");
-            let (status, ..) = site.run(&image, Step::Agent, step("true"), &[]).await;
-            assert_eq!(status, 0);
-            site.tear_down().await.expect("torn down");
-            ours += begin.elapsed();
-            let begin = tokio::time::Instant::now();
-            for arguments in [
-                "network create --subnet 10.234.0.0/28 bench-net",
-                "volume create bench-vol",
-                "create --name bench-redis --network bench-net --init devfleet-test/redis:7",
-                "start bench-redis",
-                "create --name bench-step --network bench-net --init -v bench-vol:/workspace devfleet-test/base:12 true",
-                "start bench-step",
-                "wait bench-step",
-                "rm -f -v bench-step",
-                "rm -f -v bench-redis",
-                "network rm bench-net",
-                "volume rm bench-vol",
-            ] {
-                docker(&arguments.split(' ').collect::<Vec<_>>());
-            }
-            bare += begin.elapsed();
-        }
-        println!("ours {:?}, bare {:?}, ratio {:.2}", ours / 5, bare / 5, ours.as_secs_f64() / bare.as_secs_f64());
     })
     .await;
 }
