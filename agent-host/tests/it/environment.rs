@@ -198,6 +198,27 @@ async fn preparing_and_tearing_down_twice_is_doing_it_once() {
 }
 
 #[tokio::test]
+async fn a_preparation_makes_no_call_that_is_not_needed() {
+    let (site, _listener) = scripted().await;
+    let memory = memory(&site.bench);
+    site.prepare().await.expect("prepared");
+    site.tear_down().await.expect("torn down");
+    let before = memory.calls().len();
+    site.prepare().await.expect("prepared, with its images here");
+    let prepared = memory.calls().len();
+    site.tear_down().await.expect("torn down");
+    let mut verbs: BTreeMap<&str, usize> = BTreeMap::new();
+    for call in &memory.calls()[before..prepared] {
+        *verbs.entry(call.verb).or_default() += 1;
+    }
+    // Two for the image (what it stands on, itself), one for each service's.
+    let wanted = [("ensure_container", 2), ("ensure_network", 1), ("ensure_volume", 1), ("image", 4), ("start", 2)];
+    assert_eq!(verbs, BTreeMap::from_iter(wanted.into_iter().chain([("state", 2), ("subnets", 1)])));
+    let verbs: Vec<_> = memory.calls()[prepared..].iter().map(|call| call.verb).collect();
+    assert_eq!(verbs, ["list", "remove", "remove", "remove", "remove", "list"]);
+}
+
+#[tokio::test]
 async fn whatever_call_fails_nothing_is_left_and_nothing_was_made_unannounced() {
     let (site, _listener) = scripted().await;
     whole_life(&site).await.expect("a whole life");
