@@ -129,6 +129,8 @@ pub(crate) struct World {
     pub(crate) code: Arc<MemoryCode>,
     pub(crate) controller: Arc<MemoryController>,
     pub(crate) assignment: Assignment,
+    /// Asked for its room; `None`: the machine's own disk does not matter.
+    pub(crate) engine_disk: Option<PathBuf>,
     host: HostId,
 }
 
@@ -153,6 +155,7 @@ impl World {
             code: Arc::default(),
             controller: Arc::default(),
             assignment: assignment(),
+            engine_disk: None,
             host: HostId::random(),
         };
         for step in ["checkout", "setup", "agent", "verify"] {
@@ -194,7 +197,7 @@ impl World {
             controller: Arc::clone(&self.controller) as _,
             spools,
             data_dir: self.dir.path().to_owned(),
-            engine_disk: Some("/".into()),
+            engine_disk: self.engine_disk.clone(),
             board: Board::default(),
         })
     }
