@@ -236,7 +236,8 @@ impl Mirrors {
         if has(&git, commit).await? {
             return Ok(());
         }
-        let branches = ["fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--force", "--", remote.url()];
+        let branches =
+            ["fetch", "--quiet", "--prune", "--no-tags", "--no-write-fetch-head", "--force", "--", remote.url()];
         let refs = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
         let fetched = git.remote(remote).within(FETCH_WITHIN).run(branches.iter().chain(&refs)).await?;
         remote.check("fetch", fetched)?;
@@ -334,7 +335,9 @@ impl Mirrors {
             return match remote::branch(&git, &remote, work_branch).await? {
                 Some(there) if there == commit => remove(&work),
                 Some(there) => Err(taken(work_branch, &there)),
-                None => Err(MirrorError::PushRejected { branch: work_branch.to_owned(), detail: remote.clean(&pushed) }),
+                None => {
+                    Err(MirrorError::PushRejected { branch: work_branch.to_owned(), detail: remote.clean(&pushed) })
+                }
             };
         }
         remote.check("push", pushed)?;
@@ -435,8 +438,11 @@ fn check_commit(commit: &str) -> Result<(), MirrorError> {
 /// Stricter than git: letters, digits, and `._-/` in the places where they do no harm.
 fn check_branch(branch: &str) -> Result<(), MirrorError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
-    let part = |part: &str| !part.is_empty() && !part.starts_with(['.', '-']) && !part.ends_with(['.']) && !part.ends_with(".lock");
-    let valid = branch.len() <= 200 && branch.chars().all(plain) && branch.split('/').all(part) && !branch.contains("..");
+    let part = |part: &str| {
+        !part.is_empty() && !part.starts_with(['.', '-']) && !part.ends_with(['.']) && !part.ends_with(".lock")
+    };
+    let valid =
+        branch.len() <= 200 && branch.chars().all(plain) && branch.split('/').all(part) && !branch.contains("..");
     match valid {
         true => Ok(()),
         false => Err(MirrorError::Name { what: "branch", value: branch.to_owned() }),

@@ -144,10 +144,8 @@ impl Recorder {
     /// Fails, and masks what it did before, if one of them is too weak to be masked.
     pub fn add_secrets(&mut self, secrets: &[Secret]) -> Result<(), WeakSecret> {
         let all: Vec<Secret> = self.secrets.iter().chain(secrets).cloned().collect();
-        let needles = Needles::new(&all).map_err(|weak| WeakSecret {
-            number: weak.number.saturating_sub(self.secrets.len()),
-            rule: weak.rule,
-        })?;
+        let needles = Needles::new(&all)
+            .map_err(|weak| WeakSecret { number: weak.number.saturating_sub(self.secrets.len()), rule: weak.rule })?;
         self.secrets = all;
         self.needles = Arc::new(needles);
         for source in self.sources.values_mut() {
@@ -234,8 +232,11 @@ impl Recorder {
                 continue;
             }
             let since = self.clock.now();
-            let gathered = self.gathered.get_or_insert_with(|| {
-                Gathered { source: source.to_owned(), channel, bytes: Vec::with_capacity(RECORD_BYTES), since }
+            let gathered = self.gathered.get_or_insert_with(|| Gathered {
+                source: source.to_owned(),
+                channel,
+                bytes: Vec::with_capacity(RECORD_BYTES),
+                since,
             });
             gathered.bytes.extend_from_slice(piece.bytes);
         }

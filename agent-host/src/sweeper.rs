@@ -38,45 +38,49 @@ pub fn plan(
     now: Timestamp,
     protection: Duration,
 ) -> Vec<Verdict> {
-    let judge = |found: &FoundObject| {
-        let attempt = found.labels.get(label::ATTEMPT).and_then(|text| text.parse::<AttemptId>().ok());
-        let (remove, reason) = match &attempt {
-            Some(attempt) => judge_owned(found, attempt, owned, holds, now, protection),
-            None => judge_leftover(found, now, protection),
-        };
-        Verdict { object: found.object.clone(), attempt, remove, reason }
-    };
-    found.iter().map(judge).collect()
+    let judge = Judge { owned, holds, now, protection };
+    found.iter().map(|found| judge.verdict(found)).collect()
 }
 
-fn judge_owned(
-    found: &FoundObject,
-    attempt: &AttemptId,
-    owned: &BTreeSet<AttemptId>,
-    holds: &BTreeMap<AttemptId, Timestamp>,
+struct Judge<'a> {
+    owned: &'a BTreeSet<AttemptId>,
+    holds: &'a BTreeMap<AttemptId, Timestamp>,
     now: Timestamp,
     protection: Duration,
-) -> (bool, String) {
-    if owned.contains(attempt) {
-        return (false, format!("Attempt {attempt} is under way."));
+}
+
+impl Judge<'_> {
+    fn verdict(&self, found: &FoundObject) -> Verdict {
+        let attempt = found.labels.get(label::ATTEMPT).and_then(|text| text.parse::<AttemptId>().ok());
+        let (remove, reason) = match &attempt {
+            Some(attempt) => self.judge_attempt(found, attempt),
+            None => judge_leftover(found, self.now, self.protection),
+        };
+        Verdict { object: found.object.clone(), attempt, remove, reason }
     }
-    if let Some(until) = holds.get(attempt)
-        && now < *until
-    {
-        return (false, format!("A person holds attempt {attempt} until {until}."));
+
+    fn judge_attempt(&self, found: &FoundObject, attempt: &AttemptId) -> (bool, String) {
+        if self.owned.contains(attempt) {
+            return (false, format!("Attempt {attempt} is under way."));
+        }
+        if let Some(until) = self.holds.get(attempt)
+            && self.now < *until
+        {
+            return (false, format!("A person holds attempt {attempt} until {until}."));
+        }
+        // The label was written by the owner, with the whole attempt's time in it. Past that no owner can still be on
+        // its way here, which is all that the protection window is for.
+        if let Some(expires) = moment(&found.labels, label::EXPIRES)
+            && expires <= self.now
+        {
+            return (true, format!("Nobody owns attempt {attempt}, and its time was over at {expires}."));
+        }
+        let (young, age) = age(found, self.now, self.protection);
+        if young {
+            return (false, format!("Nobody owns attempt {attempt}, but it is {age}: it may be in the making."));
+        }
+        (true, format!("Nobody owns attempt {attempt}, and it is {age}."))
     }
-    // The label was written by the owner, with the whole attempt's time in it. Past that no owner can still be on its
-    // way here, which is all that the protection window is for.
-    if let Some(expires) = moment(&found.labels, label::EXPIRES)
-        && expires <= now
-    {
-        return (true, format!("Nobody owns attempt {attempt}, and its time was over at {expires}."));
-    }
-    let (young, age) = age(found, now, protection);
-    if young {
-        return (false, format!("Nobody owns attempt {attempt}, but it is {age}: it may be in the making."));
-    }
-    (true, format!("Nobody owns attempt {attempt}, and it is {age}."))
 }
 
 /// Judges what belongs to no attempt: images, and what a build left behind.
@@ -194,7 +198,7 @@ impl Sweeper<'_> {
         };
         if !dry_run {
             self.remove_objects(&mut report).await?;
-            remove_folders(&mut report);
+            remove_folders(&mut report).await;
         }
         Ok(report)
     }
@@ -255,9 +259,9 @@ fn stale_folders(
     stale.map(|(_, path, _)| path).collect()
 }
 
-fn remove_folders(report: &mut Report) {
+async fn remove_folders(report: &mut Report) {
     for path in &report.folders {
-        match std::fs::remove_dir_all(path) {
+        match tokio::fs::remove_dir_all(path).await {
             Ok(()) => report.removed += 1,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => report.removed += 1,
             Err(error) => {

@@ -175,7 +175,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         clock,
     };
     let session_service = SessionService {
-        parts: SessionParts { view: view.clone(), jobs, sessions },
+        parts: SessionParts { view: view.clone(), jobs, sessions, logs: logs.clone() },
         forges,
         logs,
         artifacts,

@@ -4,22 +4,23 @@
 //! before or after it took effect, which is what a crash or a cut connection looks like from outside.
 
 mod containers;
+mod objects;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use devfleet_shared::clock::Timestamp;
 use tokio::time::Instant;
 
 use super::{
     Attached, ContainerSpec, ContainerState, Engine, EngineError, EngineFacts, Exit, FoundObject, ImageBuild,
-    ImageFacts, Labels, NetworkSpec, ObjectKind, ObjectRef, OutputStream, Progress, RegistryCredential, label,
+    ImageFacts, Labels, NetworkSpec, ObjectKind, ObjectRef, OutputStream, Progress, RegistryCredential,
 };
 use containers::Container;
+use objects::{State, not_found};
 
 /// What a container does once it is started.
 #[derive(Debug, Clone, Default)]
@@ -98,23 +99,6 @@ type Faults = Box<dyn Fn(&Call) -> Option<Fault> + Send + Sync>;
 #[derive(Default)]
 pub struct MemoryEngine {
     state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    images: BTreeMap<String, ImageFacts>,
-    registry: BTreeMap<String, ImageFacts>,
-    networks: BTreeMap<String, NetworkSpec>,
-    foreign: Vec<String>,
-    taken: BTreeSet<String>,
-    volumes: BTreeMap<String, Labels>,
-    containers: BTreeMap<String, Container>,
-    scripts: BTreeMap<String, Script>,
-    calls: Vec<Call>,
-    faults: Option<Faults>,
-    build_error: Option<String>,
-    build_time: Duration,
-    builds: usize,
 }
 
 impl MemoryEngine {
@@ -222,90 +206,6 @@ impl MemoryEngine {
             Some(Fault::After) => act(&mut state).and(Err(injected())),
             None => act(&mut state),
         }
-    }
-}
-
-fn not_found(action: String) -> EngineError {
-    EngineError::NotFound { action, detail: "no such object".into() }
-}
-
-impl State {
-    fn container(&mut self, verb: &str, name: &str) -> Result<&mut Container, EngineError> {
-        self.containers.get_mut(name).ok_or_else(|| not_found(format!("{verb} container {name}")))
-    }
-
-    fn make_network(&mut self, network: &NetworkSpec) -> Result<(), EngineError> {
-        if self.networks.contains_key(&network.name) {
-            return Ok(());
-        }
-        let ours = self.networks.values().any(|other| other.subnet == network.subnet);
-        if ours || self.taken.contains(&network.subnet) {
-            return Err(EngineError::SubnetTaken { name: network.name.clone(), subnet: network.subnet.clone() });
-        }
-        self.networks.insert(network.name.clone(), network.clone());
-        Ok(())
-    }
-
-    fn make_container(&mut self, spec: &ContainerSpec) -> Result<(), EngineError> {
-        if self.containers.contains_key(&spec.name) {
-            return Ok(());
-        }
-        if !self.images.iter().any(|(name, image)| *name == spec.image || image.id == spec.image) {
-            return Err(not_found(format!("make container {}: image {}", spec.name, spec.image)));
-        }
-        let role = spec.labels.get(label::ROLE).map(String::as_str).unwrap_or_default();
-        let default = if spec.stdin { Script::prints("", 0) } else { Script::runs() };
-        let script = self.scripts.get(role).cloned().unwrap_or(default);
-        self.containers.insert(spec.name.clone(), Container::new(spec.clone(), script));
-        Ok(())
-    }
-
-    fn remove(&mut self, object: &ObjectRef) -> Result<(), EngineError> {
-        match object.kind {
-            ObjectKind::Container => {
-                if let Some(mut container) = self.containers.remove(&object.name) {
-                    container.kill(137);
-                }
-            }
-            ObjectKind::Network => drop(self.networks.remove(&object.name)),
-            ObjectKind::Volume => {
-                if self.containers.values().any(|container| container.uses_volume(&object.name)) {
-                    let action = format!("remove volume {}", object.name);
-                    return Err(EngineError::Other { action, status: 409, detail: "volume is in use".into() });
-                }
-                self.volumes.remove(&object.name);
-            }
-            ObjectKind::Image => drop(self.images.remove(&object.name)),
-        }
-        Ok(())
-    }
-
-    fn list(&self, labels: &Labels) -> Vec<FoundObject> {
-        let found = |kind, name: &str, labels: &Labels, in_use, subnet: Option<&String>| FoundObject {
-            object: ObjectRef { kind, name: name.to_owned() },
-            created: labels.get(label::CREATED).and_then(|text| text.parse().ok()).map(Timestamp),
-            labels: labels.clone(),
-            in_use,
-            subnet: subnet.cloned(),
-        };
-        let running = |container: &Container| matches!(container.state(), ContainerState::Running { .. });
-        let containers = self.containers.iter().map(|(name, container)| {
-            found(ObjectKind::Container, name, &container.spec.labels, running(container), None)
-        });
-        let networks = self.networks.iter().map(|(name, network)| {
-            let used = self.containers.values().any(|container| container.spec.network.as_ref() == Some(name));
-            found(ObjectKind::Network, name, &network.labels, used, Some(&network.subnet))
-        });
-        let volumes = self.volumes.iter().map(|(name, labels)| {
-            let used = self.containers.values().any(|container| container.uses_volume(name));
-            found(ObjectKind::Volume, name, labels, used, None)
-        });
-        let images = self.images.iter().map(|(name, image)| {
-            let used = self.containers.values().any(|container| container.spec.image == image.id);
-            found(ObjectKind::Image, name, &image.labels, used, None)
-        });
-        let carries = |found: &FoundObject| labels.iter().all(|(name, value)| found.labels.get(name) == Some(value));
-        containers.chain(networks).chain(volumes).chain(images).filter(carries).collect()
     }
 }
 

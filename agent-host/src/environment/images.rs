@@ -20,8 +20,10 @@ use crate::engine::{EngineError, ImageBuild, ImageFacts, Labels, RegistryCredent
 
 /// The name under which all our images stand.
 const REPOSITORY: &str = "devfleet/box";
-/// The status with which a recipe says that the base image lacks git and every known package manager.
-const NO_PACKAGE_MANAGER: &str = "returned a non-zero code: 42";
+/// How a recipe says that the base image lacks git and every known package manager.
+const NO_GIT: &str = "returned a non-zero code: 42";
+/// How a recipe says that packages are wanted and the base image has no known package manager.
+const NO_PACKAGE_MANAGER: &str = "returned a non-zero code: 43";
 
 /// Why an image cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -213,9 +215,9 @@ fn key_of(request: &ImageRequest<'_>, base: &ImageFacts) -> Digest {
     ])
 }
 
-/// An image without a user runs as root; `USER` wants a name.
+/// An image without a user runs as root: by number, since small images have no /etc/passwd with the name.
 fn user_of(image: &ImageFacts) -> &str {
-    if image.user.is_empty() { "root" } else { &image.user }
+    if image.user.is_empty() { "0" } else { &image.user }
 }
 
 /// Puts our labels behind every `FROM`: what an aborted build leaves behind is then found by them.
@@ -241,8 +243,12 @@ fn build_error(image: &str, error: EngineError) -> ImageError {
         "it has no shell (/bin/sh), so no step can run in it; choose a CI image with one"
     } else if detail.contains("exec format error") {
         "it was made for another kind of processor than this host has; choose a CI image for this platform"
-    } else if detail.contains(NO_PACKAGE_MANAGER) {
+    } else if detail.contains("unable to find user root") {
+        "it has no root user in /etc/passwd, so nothing can be installed in it; choose a CI image with one"
+    } else if detail.contains(NO_GIT) {
         "it has no git, and no package manager that could add it; choose a CI image with git in it"
+    } else if detail.contains(NO_PACKAGE_MANAGER) {
+        "it has no package manager that could add the packages that the job wants; choose a CI image with them in it"
     } else {
         return ImageError::Engine { image: image.to_owned(), source: error };
     };
@@ -316,6 +322,11 @@ mod tests {
         let reason =
             |detail: &str| build_error("x", EngineError::Build { tag: "t".into(), detail: detail.into() }).reason();
         assert_eq!(reason("The command '/bin/sh -c :' returned a non-zero code: 42"), FailureReason::ImageUnusable);
+        assert_eq!(reason("The command '/bin/sh -c :' returned a non-zero code: 43"), FailureReason::ImageUnusable);
+        assert_eq!(
+            reason("unable to find user root: no matching entries in passwd file"),
+            FailureReason::ImageUnusable
+        );
         assert_eq!(reason("exec: \"/bin/sh\": stat /bin/sh: no such file or directory"), FailureReason::ImageUnusable);
         assert_eq!(
             reason("standard_init_linux.go:228: exec user process caused: exec format error"),

@@ -78,7 +78,8 @@ pub(super) async fn take_in(git: &Git, bundle: &Path, limit_bytes: u64) -> Resul
     }
     // Not `git fetch`: older versions do not check the objects of a bundle, whatever their configuration says.
     let limit = format!("--max-input-size={limit_bytes}");
-    let indexed = git.reading(bundle, header.length).run(&["index-pack", "--stdin", "--fix-thin", "--strict", &limit]).await?;
+    let indexed =
+        git.reading(bundle, header.length).run(&["index-pack", "--stdin", "--fix-thin", "--strict", &limit]).await?;
     if !indexed.is_success() {
         return Err(rejected(format!("its objects are not sound: {}", indexed.detail())));
     }

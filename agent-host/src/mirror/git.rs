@@ -45,8 +45,18 @@ const CONFIG: [(&str, &str); 23] = [
 
 /// What of our own environment git may see: how to reach the network.
 const PASSED: [&str; 12] = [
-    "PATH", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
-    "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "SSH_AUTH_SOCK",
+    "PATH",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "all_proxy",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "GIT_SSL_CAINFO",
+    "SSH_AUTH_SOCK",
 ];
 
 /// git in one bare repository.
@@ -174,7 +184,8 @@ impl Git {
     async fn collect(&self, child: &mut Child) -> std::io::Result<Outcome> {
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let keep = if self.keep_output { OUTPUT_BYTES } else { 0 };
-        let ((stdout, truncated), (stderr, _)) = tokio::try_join!(bounded(stdout, keep), bounded(stderr, OUTPUT_BYTES))?;
+        let ((stdout, truncated), (stderr, _)) =
+            tokio::try_join!(bounded(stdout, keep), bounded(stderr, OUTPUT_BYTES))?;
         let status = child.wait().await?.code();
         Ok(Outcome { status, stdout, truncated, stderr: String::from_utf8_lossy(&stderr).into_owned() })
     }

@@ -7,21 +7,46 @@ use devfleet_shared::secret::Secret;
 use super::git::{Git, Outcome};
 use super::{GitLogin, MirrorError, PUSH_WITHIN};
 
-const MISSING: [&str; 6] = [
-    "Repository not found", "returned error: 404", "does not appear to be a git repository", "does not exist",
-    "repository not found", "could not be found",
+const MISSING: [&str; 7] = [
+    "Repository not found",
+    "returned error: 404",
+    "does not appear to be a git repository",
+    "does not exist",
+    "repository not found",
+    "' not found",
+    "could not be found",
 ];
 
 const REFUSED: [&str; 8] = [
-    "Authentication failed", "could not read Username", "could not read Password", "terminal prompts disabled",
-    "Access denied", "returned error: 401", "returned error: 403", "Permission denied",
+    "Authentication failed",
+    "could not read Username",
+    "could not read Password",
+    "terminal prompts disabled",
+    "Access denied",
+    "returned error: 401",
+    "returned error: 403",
+    "Permission denied",
 ];
 
 const BROKEN_OFF: [&str; 18] = [
-    "Could not resolve", "Failed to connect", "Connection refused", "onnection timed out", "Couldn't connect",
-    "could not connect", "Connection reset", "Connection was reset", "hung up unexpectedly", "early EOF", "RPC failed",
-    "unexpected disconnect", "returned error: 5", "returned error: 429", "Empty reply from server", "SSL",
-    "Operation too slow", "No route to host",
+    "Could not resolve",
+    "Failed to connect",
+    "Connection refused",
+    "onnection timed out",
+    "Couldn't connect",
+    "could not connect",
+    "Connection reset",
+    "Connection was reset",
+    "hung up unexpectedly",
+    "early EOF",
+    "RPC failed",
+    "unexpected disconnect",
+    "returned error: 5",
+    "returned error: 429",
+    "Empty reply from server",
+    "SSL",
+    "Operation too slow",
+    "No route to host",
 ];
 
 /// A remote repository.

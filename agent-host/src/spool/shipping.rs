@@ -173,7 +173,11 @@ impl LogShipper {
         }
     }
 
-    async fn next_event(&self, connection: &mut Connection, shutdown: &CancellationToken) -> Result<Event, ShippingError> {
+    async fn next_event(
+        &self,
+        connection: &mut Connection,
+        shutdown: &CancellationToken,
+    ) -> Result<Event, ShippingError> {
         let now = Instant::now();
         let waits_for_answer = connection.windows.values().any(|window| !window.is_idle());
         if !waits_for_answer {

@@ -2,9 +2,11 @@
 
 mod attempt;
 mod engine_contract;
+mod environment;
 mod ledger;
 mod mirror;
 mod output;
 mod session;
 mod shipping;
+mod sweeper;
 mod world;

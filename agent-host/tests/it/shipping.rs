@@ -17,6 +17,7 @@ use devfleet_shared::id::{AttemptId, JobId};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -42,6 +43,7 @@ struct Kept {
 #[derive(Clone, Default)]
 struct Fake {
     kept: Arc<Mutex<Kept>>,
+    arrived: Arc<Notify>,
 }
 
 impl Fake {
@@ -56,7 +58,7 @@ impl Fake {
             kept.logs.clear();
         }
         let breaks = kept.break_at.contains(&number);
-        let ignored = kept.ignore_at.contains(&number) || (breaks && number % 2 == 0);
+        let ignored = kept.ignore_at.contains(&number) || (breaks && number.is_multiple_of(2));
         let refused = kept.refuse;
         let log = kept.logs.entry(chunk.attempt.clone()).or_default();
         let (stored, end) = (log.len() as u64, chunk.offset + chunk.data.len() as u64);
@@ -64,7 +66,11 @@ impl Fake {
             log.extend(&chunk.data[(stored - chunk.offset) as usize..]);
         }
         let offset = log.len() as u64;
-        if breaks { Err(Status::unavailable("killed")) } else { Ok(LogAck { attempt: chunk.attempt.clone(), offset, refused }) }
+        if breaks {
+            Err(Status::unavailable("killed"))
+        } else {
+            Ok(LogAck { attempt: chunk.attempt.clone(), offset, refused })
+        }
     }
 }
 
@@ -79,7 +85,11 @@ impl Session for Fake {
 
     async fn push_logs(&self, request: Request<Streaming<LogChunk>>) -> Result<Response<Self::PushLogsStream>, Status> {
         let fake = self.clone();
-        let answers = request.into_inner().map(move |chunk| fake.take(&chunk?));
+        let answers = request.into_inner().map(move |chunk| {
+            let answer = fake.take(&chunk?);
+            fake.arrived.notify_one();
+            answer
+        });
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -114,7 +124,7 @@ struct Bench {
 
 impl Bench {
     async fn new(kept: Kept) -> Bench {
-        let fake = Fake { kept: Arc::new(Mutex::new(kept)) };
+        let fake = Fake { kept: Arc::new(Mutex::new(kept)), ..Fake::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
         let address = listener.local_addr().expect("address");
         let service = SessionServer::new(fake.clone());
@@ -182,7 +192,7 @@ async fn live_output_arrives_before_the_log_is_complete() {
     fill(&spool, 1);
     let arrived = async {
         while bench.stored(&spool).len() as u64 != spool.len() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            bench.fake.arrived.notified().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(5), arrived).await.expect("arrives within seconds");
@@ -191,12 +201,8 @@ async fn live_output_arrives_before_the_log_is_complete() {
 
 #[tokio::test]
 async fn nothing_is_lost_when_the_controller_breaks_off_ignores_chunks_and_forgets_everything() {
-    let kept = Kept {
-        break_at: vec![1, 4, 6, 9, 15],
-        ignore_at: vec![3, 11, 12, 20],
-        forget_at: Some(18),
-        ..Kept::default()
-    };
+    let kept =
+        Kept { break_at: vec![1, 4, 6, 9, 15], ignore_at: vec![3, 11, 12, 20], forget_at: Some(18), ..Kept::default() };
     let bench = Bench::new(kept).await;
     let spools = [bench.spool(), bench.spool()];
     spools.iter().for_each(|spool| fill(spool, 2_000_000));
@@ -210,7 +216,8 @@ async fn nothing_is_lost_when_the_controller_breaks_off_ignores_chunks_and_forge
 
 #[tokio::test]
 async fn chunks_that_are_not_taken_are_sent_again_for_as_long_as_it_takes() {
-    let bench = Bench::new(Kept { ignore_at: vec![1, 2, 3, 4, 5, 9, 10], break_at: vec![7, 8, 12], ..Kept::default() }).await;
+    let bench =
+        Bench::new(Kept { ignore_at: vec![1, 2, 3, 4, 5, 9, 10], break_at: vec![7, 8, 12], ..Kept::default() }).await;
     let spool = bench.spool();
     fill(&spool, 1_500_000);
     let whole = end(&spool);

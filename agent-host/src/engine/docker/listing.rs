@@ -38,19 +38,22 @@ impl DockerEngine {
             let in_use = used.0.contains(&name);
             let subnet = network.ipam.and_then(|ipam| subnets_of(ipam).next());
             let created = network.created.as_deref().and_then(moment);
-            found.push(object(ObjectKind::Network, name, network.labels, created, in_use, subnet));
+            found.push(FoundObject { in_use, subnet, ..object(ObjectKind::Network, name, network.labels, created) });
         }
         for volume in volumes.volumes.unwrap_or_default() {
             let in_use = used.0.contains(&volume.name);
             let created = volume.created_at.as_deref().and_then(moment);
-            found.push(object(ObjectKind::Volume, volume.name, Some(volume.labels), created, in_use, None));
+            found.push(FoundObject { in_use, ..object(ObjectKind::Volume, volume.name, Some(volume.labels), created) });
         }
         for image in images {
             let in_use = used.0.contains(&image.id);
             let named: Vec<_> = image.repo_tags.into_iter().filter(|tag| tag != "<none>:<none>").collect();
             for name in if named.is_empty() { vec![image.id] } else { named } {
                 let created = seconds(image.created);
-                found.push(object(ObjectKind::Image, name, Some(image.labels.clone()), created, in_use, None));
+                found.push(FoundObject {
+                    in_use,
+                    ..object(ObjectKind::Image, name, Some(image.labels.clone()), created)
+                });
             }
         }
         Ok(found)
@@ -69,20 +72,19 @@ impl Used {
             [ContainerSummaryStateEnum::CREATED, ContainerSummaryStateEnum::EXITED, ContainerSummaryStateEnum::DEAD];
         let in_use = summary.state.is_some_and(|state| !resting.contains(&state));
         let created = summary.created.and_then(seconds);
-        Some(object(ObjectKind::Container, name, summary.labels, created, in_use, None))
+        Some(FoundObject { in_use, ..object(ObjectKind::Container, name, summary.labels, created) })
     }
 }
 
+/// Names an object with its labels; how it is used and what its addresses are is for the caller to add.
 fn object(
     kind: ObjectKind,
     name: String,
     labels: Option<HashMap<String, String>>,
     created: Option<Timestamp>,
-    in_use: bool,
-    subnet: Option<String>,
 ) -> FoundObject {
     let labels = labels.unwrap_or_default().into_iter().collect();
-    FoundObject { object: ObjectRef { kind, name }, labels, created, in_use, subnet }
+    FoundObject { object: ObjectRef { kind, name }, labels, created, in_use: false, subnet: None }
 }
 
 /// Returns the addresses of a network.

@@ -131,6 +131,7 @@ async fn all_settled(ground: &GitLabGround, route: Route, calls: usize) {
         if ground.stand_in.count(route) >= calls {
             break;
         }
+        // sleep: the pace of looking in a loop with a bound
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(ground.stand_in.count(route), calls);
