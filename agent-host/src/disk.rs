@@ -39,8 +39,10 @@ impl Space {
     pub fn at(path: &Path) -> Result<Space, DiskError> {
         let stat =
             rustix::fs::statvfs(path).map_err(|errno| DiskError { path: path.to_owned(), source: errno.into() })?;
+        // As `df` counts: what is used and what an ordinary user may still use. Reserves and quotas are no room.
+        let total = stat.f_blocks.saturating_sub(stat.f_bfree).saturating_add(stat.f_bavail);
         Ok(Space {
-            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+            total_bytes: total.saturating_mul(stat.f_frsize),
             free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
             total_inodes: stat.f_files,
             free_inodes: stat.f_favail,

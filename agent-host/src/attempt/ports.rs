@@ -44,8 +44,13 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Returns every secret in it, for masking, and what people call it.
-    pub fn secrets(&self) -> Vec<(String, Secret)> {
+    /// Returns every secret in it, for masking.
+    pub fn secrets(&self) -> Vec<Secret> {
+        self.named_secrets().into_iter().map(|(_, secret)| secret).collect()
+    }
+
+    /// Returns every secret in it, and what people call it.
+    pub fn named_secrets(&self) -> Vec<(String, Secret)> {
         let variables = self.variables.iter().map(|(name, secret)| (format!("variable {name}"), secret.clone()));
         let git = self.git.iter().map(|login| ("the git credential".to_owned(), login.password.clone()));
         let registries = self.registries.iter();

@@ -108,7 +108,7 @@ impl Attempt {
             .get_or_try_init(|| async {
                 let claim = self.claim();
                 let grant = self.ask(|| self.around.controller.get_grant(&claim)).await?;
-                let (names, secrets): (Vec<_>, Vec<_>) = grant.secrets().into_iter().unzip();
+                let (names, secrets): (Vec<_>, Vec<_>) = grant.named_secrets().into_iter().unzip();
                 self.log.add_secrets(&secrets).map_err(|weak| {
                     let name = names.get(weak.number.saturating_sub(1)).map_or("a secret", String::as_str);
                     let rule = weak.rule;

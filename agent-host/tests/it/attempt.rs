@@ -80,6 +80,15 @@ async fn only_the_agent_sees_secrets_and_only_through_its_input() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_change_that_holds_a_secret_is_shown_masked_and_not_pushed() {
+    let world = World::new();
+    *world.code.diff.lock().expect("diff") = Some(format!("+key = {CANARY}"));
+    fails(&world, FailureReason::Collect, "holds a secret that was given to the agent").await;
+    let asked = world.asked();
+    assert!(!asked[0].push && asked[0].diff.starts_with("+key = ") && !asked[0].diff.contains(CANARY), "{asked:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failing_checkout_or_setup_ends_the_attempt_with_its_last_lines() {
     for (step, reason) in [("checkout", FailureReason::Checkout), ("setup", FailureReason::Setup)] {
         let world = World::new();
@@ -227,6 +236,7 @@ async fn what_cannot_be_prepared_has_its_class() {
 
     let mut world = World::new();
     world.assignment.limits.resources.disk_bytes = u64::MAX;
+    world.engine_disk = Some("/".into());
     fails(&world, FailureReason::DiskFull, "not enough disk").await;
     assert!(!world.engine.calls().iter().any(|call| call.verb.starts_with("ensure")), "nothing was made");
 

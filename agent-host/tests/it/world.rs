@@ -47,6 +47,8 @@ pub(crate) struct MemoryCode {
     /// Calls that go well never answer.
     pub(crate) stuck: Mutex<Option<&'static str>>,
     pub(crate) pushed: Mutex<Vec<String>>,
+    /// What the change looks like; `None`: a line.
+    pub(crate) diff: Mutex<Option<String>>,
 }
 
 pub(crate) fn trouble(message: &str, retryable: bool) -> CodeError {
@@ -74,7 +76,10 @@ impl Code for MemoryCode {
         self.answer("import", &self.imports).await?;
         let content = std::fs::read_to_string(bundle).expect("the bundle is there");
         match content == BUNDLE {
-            true => Ok(Imported { commit: commit(), diff: "+fix".into(), diff_truncated: false }),
+            true => {
+                let diff = self.diff.lock().expect("diff").clone().unwrap_or_else(|| "+fix".into());
+                Ok(Imported { commit: commit(), diff, diff_truncated: false })
+            }
             false => Err(trouble("take in the job's bundle: it is none", false)),
         }
     }
@@ -129,6 +134,8 @@ pub(crate) struct World {
     pub(crate) code: Arc<MemoryCode>,
     pub(crate) controller: Arc<MemoryController>,
     pub(crate) assignment: Assignment,
+    /// Asked for its room; `None`: the machine's own disk does not matter.
+    pub(crate) engine_disk: Option<PathBuf>,
     host: HostId,
 }
 
@@ -153,6 +160,7 @@ impl World {
             code: Arc::default(),
             controller: Arc::default(),
             assignment: assignment(),
+            engine_disk: None,
             host: HostId::random(),
         };
         for step in ["checkout", "setup", "agent", "verify"] {
@@ -194,7 +202,7 @@ impl World {
             controller: Arc::clone(&self.controller) as _,
             spools,
             data_dir: self.dir.path().to_owned(),
-            engine_disk: Some("/".into()),
+            engine_disk: self.engine_disk.clone(),
             board: Board::default(),
         })
     }
