@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use devfleet_shared::assignment::Assignment;
-use devfleet_shared::id::{AttemptId, Fence};
+use devfleet_shared::id::{AttemptId, Fence, JobId};
 
 /// All that the host is to have.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,6 +15,20 @@ pub struct AssignmentSet {
     pub generation: u64,
     /// The attempts.
     pub wanted: BTreeMap<AttemptId, Wanted>,
+    /// Attempts that are wanted in words that this host does not understand, and what it stumbles over. What is here of
+    /// them goes on; what is not cannot begin.
+    pub unreadable: BTreeMap<AttemptId, Unreadable>,
+}
+
+/// An attempt that cannot begin because its assignment cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The job.
+    pub job: JobId,
+    /// The ownership epoch.
+    pub fence: Fence,
+    /// What is wrong with the assignment.
+    pub problem: String,
 }
 
 /// One attempt in a set.
@@ -75,7 +89,8 @@ pub fn decide(
     if newest.is_some_and(|newest| set.generation < newest) {
         return None;
     }
-    let unwanted = here.iter().filter(|(attempt, _)| !set.wanted.contains_key(attempt));
+    let named = |attempt: &AttemptId| set.wanted.contains_key(attempt) || set.unreadable.contains_key(attempt);
+    let unwanted = here.iter().filter(|(attempt, _)| !named(attempt));
     let unwanted = unwanted.map(|(attempt, here)| (attempt.clone(), without_place(here.activity)));
     let wanted = set.wanted.iter().filter(|(attempt, _)| !over.contains(attempt));
     let wanted = wanted.map(|(attempt, wanted)| (attempt.clone(), with_place(wanted, here.get(attempt))));
@@ -110,7 +125,6 @@ pub(crate) mod tests {
 
     use devfleet_shared::assignment::{AgentKind, AgentSpec, Limits, Repository};
     use devfleet_shared::environment::{EnvironmentSpec, Recipe};
-    use devfleet_shared::id::JobId;
     use proptest::prelude::*;
 
     use super::*;
@@ -150,7 +164,7 @@ pub(crate) mod tests {
             let assignment = assignment(attempt, *fence);
             (assignment.attempt.clone(), Wanted { assignment, cancel: *cancel })
         });
-        AssignmentSet { generation, wanted: wanted.collect() }
+        AssignmentSet { generation, wanted: wanted.collect(), ..AssignmentSet::default() }
     }
 
     fn check(wanted: Option<(u64, bool)>, here: Option<(u64, Activity)>, expected: Option<Action>) {
@@ -190,6 +204,15 @@ pub(crate) mod tests {
         assert_eq!(decide(Some(4), &wanted, &BTreeMap::new(), &BTreeSet::new()), None);
         assert!(decide(Some(3), &wanted, &BTreeMap::new(), &BTreeSet::new()).is_some());
         assert!(decide(None, &wanted, &BTreeMap::new(), &BTreeSet::new()).is_some());
+    }
+
+    #[test]
+    fn what_runs_goes_on_though_its_assignment_cannot_be_read_any_more() {
+        let id: AttemptId = ATTEMPT.parse().expect("attempt id");
+        let unreadable = Unreadable { job: JobId::random(), fence: Fence(1), problem: "newer words".into() };
+        let set = AssignmentSet { unreadable: BTreeMap::from([(id.clone(), unreadable)]), ..AssignmentSet::default() };
+        let here = BTreeMap::from([(id, Here { fence: Fence(1), activity: Activity::Working })]);
+        assert_eq!(decide(None, &set, &here, &BTreeSet::new()), Some(BTreeMap::new()));
     }
 
     #[test]

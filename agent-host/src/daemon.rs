@@ -6,6 +6,7 @@
 //! Ends when it is told to, or when one of its parts ends, which is a defect. Containers run on either way.
 
 use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,7 +181,9 @@ async fn await_end(mut parts: JoinSet<&'static str>, end: &CancellationToken) ->
 /// Keeps a second daemon out of the data directory, for as long as the file is open.
 fn lock(data_dir: &Path) -> Result<File, RunError> {
     let failed = |source| RunError::DataDir { path: data_dir.to_owned(), source };
-    std::fs::create_dir_all(data_dir).map_err(failed)?;
+    // Tasks, plans and logs lie here: for the daemon's own user alone.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(failed)?;
+    std::fs::set_permissions(data_dir, std::fs::Permissions::from_mode(0o700)).map_err(failed)?;
     let file = File::options().create(true).write(true).truncate(false).open(data_dir.join("lock")).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),

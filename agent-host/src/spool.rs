@@ -170,7 +170,7 @@ impl Spool {
             state: Mutex::new(state),
         };
         let spool = Spool { inner: Arc::new(inner) };
-        spool.state().cover_acknowledged();
+        spool.settle_base()?;
         if broken && !complete {
             warn!(attempt = %spool.attempt(), kept_bytes = size, "a spool was damaged; its end is cut off");
             spool.append(&damage_mark(spool.attempt()))?;
@@ -317,6 +317,17 @@ impl Spool {
             }
         }
         Ok(())
+    }
+
+    /// Puts the end of a file that lost bytes behind what the controller has, for good.
+    fn settle_base(&self) -> Result<(), SpoolError> {
+        let mut state = self.state();
+        let before = state.sidecar.base;
+        state.cover_acknowledged();
+        match state.sidecar.base == before {
+            true => Ok(()),
+            false => write_sidecar(&self.inner.dir, &state.sidecar, true),
+        }
     }
 
     fn renew(&self, fence: u64) -> Result<(), SpoolError> {

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::assignments::{Action, Activity, AssignmentSet, Here, decide};
+use crate::assignments::{Action, Activity, AssignmentSet, Here, Unreadable, decide};
 use crate::attempt::ports::Claim;
 use crate::attempt::reports::{Board, Report};
 use crate::attempt::{Attempt, Departure, Order, Surroundings};
@@ -164,7 +164,10 @@ impl Supervisor {
             return;
         };
         self.newest = Some(set.generation);
-        self.over.retain(|attempt| set.wanted.contains_key(attempt));
+        self.over.retain(|attempt| set.wanted.contains_key(attempt) || set.unreadable.contains_key(attempt));
+        for (attempt, unreadable) in &set.unreadable {
+            self.decline(attempt, unreadable);
+        }
         for (attempt, action) in actions {
             match action {
                 Action::Keep => {}
@@ -213,6 +216,20 @@ impl Supervisor {
                 self.over.insert(assignment.attempt.clone());
             }
         }
+    }
+
+    /// Reports the failure of an attempt that cannot begin, because what is to be done cannot be read.
+    fn decline(&mut self, attempt: &AttemptId, unreadable: &Unreadable) {
+        if self.residents.contains_key(attempt) || !self.over.insert(attempt.clone()) {
+            return;
+        }
+        tracing::error!(%attempt, problem = unreadable.problem, "an assignment cannot be read");
+        let problem = &unreadable.problem;
+        let message = format!(
+            "the host daemon does not understand the assignment ({problem}); are host and controller of one version?"
+        );
+        let claim = Claim { job: unreadable.job.clone(), attempt: attempt.clone(), fence: unreadable.fence };
+        self.post_end(claim, AttemptResult::Failed(Failure { reason: FailureReason::Internal, message }));
     }
 
     fn admit(&mut self, assignment: Arc<Assignment>, ledger: Arc<Ledger>, order: Order, adopted: bool) {

@@ -30,15 +30,20 @@ const FORGE_TRIES: u32 = 20;
 const FORGE_PACE: Backoff = Backoff { first: Duration::from_secs(1), ceiling: Duration::from_secs(300) };
 
 /// Files that pin versions or list commands, read from the repository where they exist.
-const REPOSITORY_FILES: [&str; 8] = [
+const REPOSITORY_FILES: [&str; 13] = [
     ".ruby-version",
     ".python-version",
-    ".tool-versions",
+    ".node-version",
     ".nvmrc",
-    "rust-toolchain.toml",
+    ".java-version",
+    ".php-version",
+    ".go-version",
+    ".tool-versions",
     "go.mod",
-    "package.json",
+    "rust-toolchain",
+    "rust-toolchain.toml",
     "pyproject.toml",
+    "package.json",
 ];
 
 /// Why a job did not pass.

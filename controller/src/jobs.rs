@@ -92,6 +92,13 @@ pub struct Jobs {
     clock: Clock,
 }
 
+/// What a host saw of its attempt.
+#[derive(Clone, Copy)]
+struct Observed<'a> {
+    phase: &'a Phase,
+    held_until: Option<Timestamp>,
+}
+
 /// A job's state as it was read, with its revision.
 struct Seen {
     state: JobState,
@@ -272,8 +279,10 @@ impl Jobs {
             }
             let mut seen = self.seen(&claim.job).await?;
             let before = seen.state.clone();
-            apply_report(&mut seen.state, claim, phase, held_until, max_attempts, self.clock.now())?;
-            let over = matches!(phase, Phase::Ended(_));
+            let observed = Observed { phase, held_until };
+            apply_report(&mut seen.state, claim, observed, max_attempts, self.clock.now())?;
+            // A held environment still takes its place on the host: the job stays its own until that is over.
+            let over = matches!(phase, Phase::Ended(_)) && held_until.is_none();
             if seen.state == before && !over {
                 return Ok(Report::Applied);
             }
@@ -384,23 +393,24 @@ fn wrong_phase(action: &'static str, job: &JobId, state: &JobState, hint: &'stat
 fn apply_report(
     state: &mut JobState,
     claim: &Claim,
-    phase: &Phase,
-    held_until: Option<Timestamp>,
+    Observed { phase, held_until }: Observed<'_>,
     max_attempts: u32,
     now: Timestamp,
 ) -> Result<(), JobError> {
     let made = state.attempts.len() as u32;
     let cancelled = state.cancelled_by.is_some();
     let Some(attempt) = state.attempts.iter_mut().find(|attempt| attempt.id == claim.attempt) else { return Ok(()) };
+    if phase.rank() < attempt.phase.rank() {
+        return Ok(());
+    }
     attempt.held_until = held_until;
-    if phase.rank() <= attempt.phase.rank() {
+    if matches!(phase, Phase::Ended(_)) && held_until.is_none() {
+        attempt.ended.get_or_insert(now);
+    }
+    if phase.rank() == attempt.phase.rank() {
         return Ok(());
     }
     attempt.phase = phase.clone();
-    if matches!(phase, Phase::Ended(_)) {
-        attempt.ended = Some(now);
-        attempt.held_until = None;
-    }
     let Some(result) = phase.result().filter(|_| state.phase == JobPhase::Running) else { return Ok(()) };
     let result = if cancelled { AttemptResult::Cancelled } else { result.clone() };
     let pause = retries::retry(&result, made, max_attempts, cancelled);
@@ -446,7 +456,7 @@ mod tests {
     }
 
     fn report(state: &mut JobState, claim: &Claim, phase: Phase) {
-        apply_report(state, claim, &phase, None, 2, Timestamp(1_000)).expect("the table allows it");
+        apply_report(state, claim, Observed { phase: &phase, held_until: None }, 2, Timestamp(1_000)).expect("the table allows it");
     }
 
     fn commit() -> AttemptResult {
@@ -470,6 +480,18 @@ mod tests {
         report(&mut state, &claim, Phase::Ended(commit()));
         assert_eq!(state.phase, JobPhase::Publishing);
         assert_eq!(state.attempts[0].ended, Some(Timestamp(1_000)));
+    }
+
+    #[test]
+    fn a_held_environment_is_not_over_until_it_is_gone() {
+        let (mut state, claim) = running();
+        let until = Some(Timestamp(9_000));
+        let held = Observed { phase: &Phase::Ended(commit()), held_until: until };
+        apply_report(&mut state, &claim, held, 2, Timestamp(1_000)).expect("allowed");
+        assert_eq!(state.phase, JobPhase::Publishing);
+        assert_eq!((state.attempts[0].ended, state.attempts[0].held_until), (None, until));
+        report(&mut state, &claim, Phase::Ended(commit()));
+        assert_eq!((state.attempts[0].ended, state.attempts[0].held_until), (Some(Timestamp(1_000)), None));
     }
 
     #[test]

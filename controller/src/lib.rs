@@ -27,5 +27,6 @@ pub mod sessions;
 
 pub mod api;
 pub mod server;
+pub mod upkeep;
 
 pub mod cli;

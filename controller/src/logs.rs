@@ -144,7 +144,8 @@ impl JobLogs {
             for entry in entries {
                 let path = entry.map_err(on("list", &dir))?.path();
                 let attempt = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-                if let Some(attempt) = attempt.filter(|_| path.extension().is_some_and(|extension| extension == "log")) {
+                if let Some(attempt) = attempt.filter(|_| path.extension().is_some_and(|extension| extension == "log"))
+                {
                     found.push((reading::begun(&path), attempt));
                 }
             }
@@ -177,7 +178,9 @@ impl JobLogs {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, LogError> + Send + 'static) -> Result<T, LogError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LogError> + Send + 'static,
+) -> Result<T, LogError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| LogError::Shutdown)?
 }
 

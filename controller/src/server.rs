@@ -27,7 +27,7 @@ use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::forges::Forges;
 use crate::gates::Gates;
-use crate::identity::{Authority, IdentityError, Role, ServerTls, Tokens, server_tls};
+use crate::identity::{Authority, IdentityError, Role, Tokens, server_tls};
 use crate::jobs::Jobs;
 use crate::logs::JobLogs;
 use crate::publish::Publisher;
@@ -37,6 +37,7 @@ use crate::sessions::stream::SessionParts;
 use crate::store::embedded::Embedded;
 use crate::store::records::RecordError;
 use crate::store::{SharedStore, StoreError};
+use crate::upkeep::Upkeep;
 use crate::view::View;
 
 /// The largest message either side may send: a diff of 1 MiB and what surrounds it.
@@ -49,8 +50,6 @@ const HEADER_BYTES: u32 = 16 << 10;
 const CALL_TIME: Duration = Duration::from_secs(30);
 /// How long calls under way may take to end at shutdown.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often the listener's own certificate is made anew. It is good for longer.
-const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 
 /// Why the controller cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -176,7 +175,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         clock,
     };
     let session_service = SessionService {
-        parts: SessionParts { view: view.clone(), jobs, sessions },
+        parts: SessionParts { view: view.clone(), jobs, sessions, logs: logs.clone() },
         forges,
         logs,
         artifacts,
@@ -185,9 +184,11 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     };
     let services = Services { jobs: jobs_service, fleet: fleet_service, session: session_service, tokens: tokens.clone() };
 
+    let upkeep =
+        Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone(), store: store.clone() };
+    tasks.spawn(upkeep.run(shutdown.clone()));
     tasks.spawn(view.clone().follow(store, shutdown.clone()));
     tasks.spawn(reconciler.run(shutdown.clone()));
-    tasks.spawn(renew(tls.clone(), authority.clone(), config.names.clone(), shutdown.clone()));
     tasks.spawn(services.serve(tls.incoming(listener), shutdown.clone())?);
     info!(%address, "controller is ready");
     Ok(Running { address, authority, tokens, view, shutdown, tasks })
@@ -255,20 +256,6 @@ impl Services {
                 warn!(error = %Chain(&error), "serving ended");
             }
         })
-    }
-}
-
-async fn renew(tls: ServerTls, authority: Arc<Authority>, names: Vec<String>, shutdown: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(CERTIFICATE_INTERVAL) => {}
-        }
-        let renewed = authority.issue_server(&names).and_then(|issued| tls.replace(&authority, &issued));
-        match renewed {
-            Ok(()) => info!("the listener's certificate was renewed"),
-            Err(error) => warn!(error = %Chain(&error), "the listener's certificate could not be renewed"),
-        }
     }
 }
 

@@ -124,7 +124,8 @@ impl Search {
                 }
                 if self.automaton.is_match(state) {
                     let ends = 0..self.automaton.match_len(state);
-                    let longest = ends.map(|n| self.automaton.pattern_len(self.automaton.match_pattern(state, n))).max();
+                    let longest =
+                        ends.map(|n| self.automaton.pattern_len(self.automaton.match_pattern(state, n))).max();
                     self.found[slot] = longest.unwrap_or(0) as u32;
                 }
             }
@@ -191,6 +192,14 @@ impl Emitted {
         }
         pieces
     }
+}
+
+/// Masks a whole text.
+pub fn masked(needles: &Arc<Needles>, text: &str) -> String {
+    let mut masker = Masker::new(needles.clone());
+    let mut bytes = masker.push(text.as_bytes()).bytes;
+    bytes.extend(masker.flush().bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Masks one stream. Streams share needles, never a masker.

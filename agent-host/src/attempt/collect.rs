@@ -4,10 +4,12 @@
 //! failure of the engine or a restart: it brings the same commit.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use devfleet_shared::attempt::{Event, Failure, FailureReason, Step};
 use devfleet_shared::backoff::Backoff;
+use devfleet_shared::mask::{self, Needles};
 use futures_util::StreamExt as _;
 use tokio::io::AsyncWriteExt as _;
 
@@ -91,9 +93,9 @@ impl Attempt {
         let step = Step::Collect;
         let history = self.history();
         let round = history.round(step) + 1;
-        if let Some(before) = history.container(step) {
-            self.remove_container(before).await?;
-        }
+        // Also one that the ledger does not know: what it printed is gone.
+        let first = self.assignment.attempt.object_name(step.name());
+        self.remove_container(history.container(step).unwrap_or(&first)).await?;
         let verified = history.ended(Step::Verify).is_some();
         let script = scripts::script(&self.assignment, step, verified);
         let command = StepCommand { script, mirror: None, network: false, keep_output: false };
@@ -185,7 +187,7 @@ impl Attempt {
 
     /// Brings the controller the diff of a job that failed, for people to see.
     async fn show(&self) {
-        let Some(request) = self.publish_request(false) else { return };
+        let Ok(Some(request)) = self.publish_request(false).await else { return };
         match tokio::time::timeout(SHOW, self.around.controller.authorize_publish(&request)).await {
             Ok(Ok(_)) => self.log.note("the change is kept to be looked at; nothing is pushed"),
             Ok(Err(error)) => {
@@ -195,17 +197,23 @@ impl Attempt {
         }
     }
 
-    /// Returns what the controller is told of the collected commit.
-    pub(super) fn publish_request(&self, push: bool) -> Option<PublishRequest> {
+    /// Returns what the controller is told of the collected commit. A change in which a secret of the attempt stands is
+    /// shown with the secret masked, and asks for no push.
+    pub(super) async fn publish_request(&self, push: bool) -> Result<Option<PublishRequest>, Halt> {
         let imported = self.imported.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        imported.map(|Imported { commit, diff, diff_truncated }| PublishRequest {
+        let Some(Imported { commit, diff, diff_truncated }) = imported else { return Ok(None) };
+        let secrets: Vec<_> = self.grant().await?.secrets().into_iter().map(|(_, secret)| secret).collect();
+        let needles = Needles::new(&secrets)
+            .map_err(|weak| Failure { reason: FailureReason::Secret, message: format!("failed to {weak}") })?;
+        let shown = mask::masked(&Arc::new(needles), &diff);
+        Ok(Some(PublishRequest {
             claim: self.claim(),
             commit,
-            diff,
+            push: push && shown == diff,
+            diff: shown,
             diff_truncated,
             verification: course::verification(&self.history()),
-            push,
-        })
+        }))
     }
 
     /// Returns the attempt's directory for temporary files.

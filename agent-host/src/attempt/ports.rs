@@ -44,12 +44,13 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Returns every secret in it, for masking.
-    pub fn secrets(&self) -> Vec<Secret> {
-        let variables = self.variables.values().cloned();
-        let git = self.git.iter().map(|login| login.password.clone());
-        let registries = self.registries.iter().map(|(_, login)| login.password.clone());
-        variables.chain(git).chain(registries).filter(|secret| !secret.expose().is_empty()).collect()
+    /// Returns every secret in it, for masking, and what people call it.
+    pub fn secrets(&self) -> Vec<(String, Secret)> {
+        let variables = self.variables.iter().map(|(name, secret)| (format!("variable {name}"), secret.clone()));
+        let git = self.git.iter().map(|login| ("the git credential".to_owned(), login.password.clone()));
+        let registries = self.registries.iter();
+        let registries = registries.map(|(of, login)| (format!("the login of registry {of}"), login.password.clone()));
+        variables.chain(git).chain(registries).filter(|(_, secret)| !secret.expose().is_empty()).collect()
     }
 }
 

@@ -108,9 +108,12 @@ impl Attempt {
             .get_or_try_init(|| async {
                 let claim = self.claim();
                 let grant = self.ask(|| self.around.controller.get_grant(&claim)).await?;
-                self.log.add_secrets(&grant.secrets()).map_err(|weak| Failure {
-                    reason: FailureReason::Secret,
-                    message: format!("failed to {weak}; secrets are counted over the agent's variables by name, then git, then registries"),
+                let (names, secrets): (Vec<_>, Vec<_>) = grant.secrets().into_iter().unzip();
+                self.log.add_secrets(&secrets).map_err(|weak| {
+                    let name = names.get(weak.number.saturating_sub(1)).map_or("a secret", String::as_str);
+                    let rule = weak.rule;
+                    let message = format!("failed to mask {name} in output: {rule}; give it a longer, random value");
+                    Failure { reason: FailureReason::Secret, message }
                 })?;
                 Ok(grant)
             })

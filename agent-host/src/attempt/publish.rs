@@ -17,11 +17,16 @@ const PUSH_AGAIN: Backoff = Backoff { first: Duration::from_secs(1), ceiling: Du
 impl Attempt {
     /// Asks for leave to push, pushes, and returns the attempt's result.
     pub(super) async fn publish(&self) -> Result<AttemptResult, Halt> {
-        let Some(request) = self.publish_request(true) else {
+        let Some(request) = self.publish_request(true).await? else {
             let message = "a defect of devfleet: there is nothing to publish".to_owned();
             return Err(Failure { reason: FailureReason::Internal, message }.into());
         };
         match self.ask(|| self.around.controller.authorize_publish(&request)).await? {
+            Leave::Granted if !request.push => {
+                let message = "the change holds a secret that was given to the agent; nothing is pushed, and the diff \
+                               is kept with the secret masked: tell the agent not to write it down, and renew the secret";
+                return Err(Failure { reason: FailureReason::Collect, message: message.to_owned() }.into());
+            }
             Leave::Granted => self.append(Entry::PushGranted)?,
             Leave::Refused(reason) => {
                 self.log.note(&format!("nothing is pushed: {reason}"));

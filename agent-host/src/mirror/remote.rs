@@ -7,12 +7,13 @@ use devfleet_shared::secret::Secret;
 use super::git::{Git, Outcome};
 use super::{GitLogin, MirrorError, PUSH_WITHIN};
 
-const MISSING: [&str; 6] = [
+const MISSING: [&str; 7] = [
     "Repository not found",
     "returned error: 404",
     "does not appear to be a git repository",
     "does not exist",
     "repository not found",
+    "' not found",
     "could not be found",
 ];
 

@@ -1,6 +1,5 @@
 //! The controller's calls and messages in the words of this host, and back.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -8,12 +7,13 @@ use devfleet_proto::convert::WireError;
 use devfleet_proto::v1::session_client::SessionClient;
 use devfleet_proto::v1::{self};
 use devfleet_shared::assignment::Assignment;
+use devfleet_shared::id::Fence;
 use devfleet_shared::secret::Secret;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::assignments::{AssignmentSet, Wanted};
+use crate::assignments::{AssignmentSet, Unreadable, Wanted};
 use crate::attempt::ports::{Claim, Controller, ControllerError, Grant, Leave, PublishRequest};
 use crate::attempt::reports::Report;
 use crate::engine::RegistryCredential;
@@ -30,14 +30,22 @@ pub(super) fn client(channel: Channel) -> SessionClient<Channel> {
     SessionClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT)
 }
 
-/// Reads a set of assignments. One that cannot be read spoils the set: acting on the rest would drop an attempt.
+/// Reads a set of assignments. Fails if one does not even say which attempt it is for: acting on the rest might drop it.
 pub(super) fn assignment_set(wire: v1::AssignmentSet) -> Result<AssignmentSet, WireError> {
-    let wanted = wire.assignments.into_iter().map(|wire| {
-        let cancel = wire.cancel;
-        let assignment = Assignment::try_from(wire)?;
-        Ok((assignment.attempt.clone(), Wanted { assignment, cancel }))
-    });
-    Ok(AssignmentSet { generation: wire.generation, wanted: wanted.collect::<Result<BTreeMap<_, _>, WireError>>()? })
+    let mut set = AssignmentSet { generation: wire.generation, ..AssignmentSet::default() };
+    for wire in wire.assignments {
+        let (job, attempt, fence, cancel) = (wire.job.parse(), wire.attempt.parse(), Fence(wire.fence), wire.cancel);
+        match (Assignment::try_from(wire), job, attempt) {
+            (Ok(assignment), _, _) => {
+                drop(set.wanted.insert(assignment.attempt.clone(), Wanted { assignment, cancel }))
+            }
+            (Err(error), Ok(job), Ok(attempt)) => {
+                set.unreadable.insert(attempt, Unreadable { job, fence, problem: error.to_string() });
+            }
+            (Err(error), _, _) => return Err(error),
+        }
+    }
+    Ok(set)
 }
 
 /// Writes a report.
@@ -180,12 +188,16 @@ mod tests {
     }
 
     #[test]
-    fn one_unreadable_assignment_spoils_the_set() {
+    fn an_assignment_that_cannot_be_read_is_kept_by_name_and_spoils_the_set_without_one() {
         let good =
             devfleet_proto::convert::assignment_to_wire(&crate::assignments::tests::assignment("a3f91c20", 1), true);
-        let set = assignment_set(v1::AssignmentSet { generation: 7, assignments: vec![good.clone()] }).expect("good");
-        assert!(set.generation == 7 && set.wanted.values().all(|wanted| wanted.cancel));
-        let bad = v1::Assignment { attempt: "x".into(), ..good.clone() };
-        assert!(assignment_set(v1::AssignmentSet { generation: 7, assignments: vec![good, bad] }).is_err());
+        let strange = v1::Assignment { attempt: "00000001".into(), environment: None, ..good.clone() };
+        let read = |assignments| assignment_set(v1::AssignmentSet { generation: 7, assignments });
+        let set = read(vec![good.clone(), strange]).expect("readable");
+        assert!(set.generation == 7 && set.wanted.values().all(|wanted| wanted.cancel) && set.wanted.len() == 1);
+        let (attempt, unreadable) = set.unreadable.first_key_value().expect("kept");
+        assert!(attempt.as_str() == "00000001" && unreadable.problem.contains("environment"), "{unreadable:?}");
+        let nameless = v1::Assignment { attempt: "x".into(), ..good.clone() };
+        assert!(read(vec![good, nameless]).is_err());
     }
 }

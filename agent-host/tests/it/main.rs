@@ -1,8 +1,12 @@
 //! The host daemon's integration tests: one binary, because each one links everything again.
 
+mod attempt;
 mod engine_contract;
 mod environment;
+mod ledger;
 mod mirror;
 mod output;
+mod session;
 mod shipping;
 mod sweeper;
+mod world;

@@ -17,6 +17,7 @@ use devfleet_shared::id::{AttemptId, JobId};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -42,6 +43,7 @@ struct Kept {
 #[derive(Clone, Default)]
 struct Fake {
     kept: Arc<Mutex<Kept>>,
+    arrived: Arc<Notify>,
 }
 
 impl Fake {
@@ -56,7 +58,7 @@ impl Fake {
             kept.logs.clear();
         }
         let breaks = kept.break_at.contains(&number);
-        let ignored = kept.ignore_at.contains(&number) || (breaks && number % 2 == 0);
+        let ignored = kept.ignore_at.contains(&number) || (breaks && number.is_multiple_of(2));
         let refused = kept.refuse;
         let log = kept.logs.entry(chunk.attempt.clone()).or_default();
         let (stored, end) = (log.len() as u64, chunk.offset + chunk.data.len() as u64);
@@ -83,7 +85,11 @@ impl Session for Fake {
 
     async fn push_logs(&self, request: Request<Streaming<LogChunk>>) -> Result<Response<Self::PushLogsStream>, Status> {
         let fake = self.clone();
-        let answers = request.into_inner().map(move |chunk| fake.take(&chunk?));
+        let answers = request.into_inner().map(move |chunk| {
+            let answer = fake.take(&chunk?);
+            fake.arrived.notify_one();
+            answer
+        });
         Ok(Response::new(Box::pin(answers)))
     }
 
@@ -118,7 +124,7 @@ struct Bench {
 
 impl Bench {
     async fn new(kept: Kept) -> Bench {
-        let fake = Fake { kept: Arc::new(Mutex::new(kept)) };
+        let fake = Fake { kept: Arc::new(Mutex::new(kept)), ..Fake::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
         let address = listener.local_addr().expect("address");
         let service = SessionServer::new(fake.clone());
@@ -186,7 +192,7 @@ async fn live_output_arrives_before_the_log_is_complete() {
     fill(&spool, 1);
     let arrived = async {
         while bench.stored(&spool).len() as u64 != spool.len() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            bench.fake.arrived.notified().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(5), arrived).await.expect("arrives within seconds");

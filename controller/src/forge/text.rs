@@ -66,7 +66,8 @@ pub fn cap(text: &str, limit_bytes: usize) -> String {
     if text.len() <= limit_bytes {
         return text.to_owned();
     }
-    let end = text.floor_char_boundary(limit_bytes.saturating_sub(MARK.len()));
+    let wanted = limit_bytes.saturating_sub(MARK.len());
+    let end = (0..=wanted).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
     format!("{}{MARK}", &text[..end])
 }
 

@@ -127,7 +127,9 @@ impl Reader {
                 Next::Partial => {
                     self.done = !self.fill().await?;
                     if self.done && self.tip.as_ref().is_some_and(|tip| tip.borrow().closed) {
-                        return Ok(Some(self.cut("the log ends here: its host was lost, or it is longer than is kept")));
+                        return Ok(Some(
+                            self.cut("the log ends here: its host was lost, or it is longer than is kept"),
+                        ));
                     }
                 }
                 Next::Broken => {

@@ -12,7 +12,7 @@ use devfleet_proto::v1::controller_message::Kind as Down;
 use devfleet_proto::v1::host_message::Kind as Up;
 use devfleet_proto::v1::{self, ControllerMessage, HostMessage};
 use devfleet_shared::assignment::{Assignment, Repository};
-use devfleet_shared::attempt::Phase;
+use devfleet_shared::attempt::{AttemptResult, Phase};
 use devfleet_shared::clock::Timestamp;
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{Fence, HostId, JobId};
@@ -24,6 +24,7 @@ use tracing::{error, info, warn};
 
 use super::{Order, Sessions};
 use crate::jobs::{Claim, JobError, Jobs, Report};
+use crate::logs::JobLogs;
 use crate::store::records::Proposal;
 use crate::view::{JobRecords, View};
 
@@ -39,6 +40,8 @@ pub struct SessionParts {
     pub jobs: Arc<Jobs>,
     /// The registry.
     pub sessions: Arc<Sessions>,
+    /// Job output.
+    pub logs: JobLogs,
 }
 
 /// One session.
@@ -176,6 +179,11 @@ impl Session {
         let max_attempts = self.max_attempts(&job);
         let claim = Claim { host: self.host.clone(), job, attempt, fence: Fence(report.fence) };
         self.parts.sessions.doing(&claim.attempt, report.doing);
+        if phase == Phase::Ended(AttemptResult::Lost)
+            && let Err(error) = self.parts.logs.complete(&claim.job, &claim.attempt).await
+        {
+            warn!(attempt = %claim.attempt, error = %Chain(&error), "the log of a lost attempt could not be closed");
+        }
         self.parts.jobs.report(&claim, &phase, held_until, max_attempts).await
     }
 

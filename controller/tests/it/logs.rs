@@ -8,8 +8,8 @@ use devfleet_proto::v1::log_record::Channel;
 use devfleet_proto::v1::{LogChunk, LogRecord};
 use devfleet_shared::id::{AttemptId, JobId};
 use futures_util::StreamExt as _;
-use prost::Message as _;
 use proptest::prelude::*;
+use prost::Message as _;
 
 struct Bench {
     dir: tempfile::TempDir,

@@ -51,7 +51,9 @@ fn oracle(forms: &BTreeSet<Vec<u8>>, text: &[u8]) -> Vec<u8> {
 
 #[test]
 fn weak_secrets_are_refused_without_being_shown() {
-    for (weak, rule) in [("short77", "shorter"), ("  pad77  \n", "shorter"), ("abababababab", "distinct"), ("", "shorter")] {
+    for (weak, rule) in
+        [("short77", "shorter"), ("  pad77  \n", "shorter"), ("abababababab", "distinct"), ("", "shorter")]
+    {
         let refused = Needles::new(&[Secret::new("a-strong-one"), Secret::new(weak)]).expect_err("weak");
         assert_eq!(refused.number, 2);
         assert!(refused.to_string().contains(rule), "{refused}");

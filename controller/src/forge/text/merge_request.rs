@@ -102,7 +102,8 @@ fn verification(facts: Option<&VerificationFacts>) -> String {
 fn evidence(output: &str) -> String {
     let output = plain(&without_colours(output));
     let output = output.trim_end();
-    let start = output.ceil_char_boundary(output.len().saturating_sub(OUTPUT_BYTES));
+    let wanted = output.len().saturating_sub(OUTPUT_BYTES);
+    let start = (wanted..output.len()).find(|&at| output.is_char_boundary(at)).unwrap_or(output.len());
     let mark = if start > 0 { "…" } else { "" };
     guard_lines(&format!("{mark}{}", &output[start..]).replace("<!", &format!("<{BREAK}!")))
 }

@@ -407,6 +407,7 @@ pub(crate) async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) ->
         if let Some(found) = look() {
             return found;
         }
+        // sleep: the pace of looking in a loop with a bound
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("waited too long for {what}");

@@ -102,6 +102,24 @@ async fn a_job_goes_from_submission_to_one_merge_request_and_leaves_no_secret_be
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_holds_a_secret_is_not_pushed_and_shown_masked() {
+    let gitlab = GitLabStandIn::start().await;
+    let app = gitlab.create_project("team/app", &files());
+    let canary = format!("canary-{}", uuid::Uuid::new_v4());
+    let site = site(&gitlab, &canary).await;
+    let agent = format!("{FIX}echo \"key: $AGENT_KEY\" > notes.txt\n");
+    site.apply(&project(&gitlab, "team/app", &agent, "approval = \"auto\"")).await;
+    let job = site.submit("app", "Make the answer right").await;
+    let job = site.ended(&job.id).await;
+    assert_eq!((job.outcome.as_str(), failure_reason(&job).as_str()), ("failed", "collect"), "{job:#?}");
+    assert!(job.failure.expect("a failure").message.contains("renew the secret"));
+    assert!(gitlab.merge_requests(&app).is_empty());
+    assert_eq!(gitlab.head(&app, &job.attempts[0].branch), None, "nothing is pushed");
+    let diff = site.diff(&job.id).await.expect("a diff").text;
+    assert!(diff.contains("key: [masked]") && !diff.contains(&canary), "{diff}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_secret_on_disk_would_be_found_by_the_search_that_finds_none() {
     let dir = tempfile::tempdir().expect("a directory");
     std::fs::write(dir.path().join("leak"), b"\0binary canary-of-this-test\xff").expect("written");

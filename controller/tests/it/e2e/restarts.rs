@@ -25,7 +25,7 @@ async fn check(site: &Site, repository: &Repository, id: &str, phase: &str) {
     assert_eq!(job.outcome, "succeeded", "killed in {phase}: {job:#?}\n{}", site.program_logs());
     assert_eq!(job.attempts.len(), 1, "killed in {phase}: no attempt is charged");
     let branch = job.merge_request.expect("a merge request").source_branch;
-    assert_eq!(repository.work_branches(), [branch.clone()]);
+    assert_eq!(repository.work_branches(), std::slice::from_ref(&branch));
     assert_eq!(repository.file(&branch, "runs.txt"), "run\n", "killed in {phase}: the agent ran once");
     let log = site.whole_log(id).await;
     let lines: Vec<_> = log.lines().filter(|line| line.starts_with("line ")).map(str::to_owned).collect();

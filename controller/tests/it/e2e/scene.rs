@@ -6,7 +6,7 @@ use crate::support::site::{Repository, Site};
 pub(super) const PYTHON: &str = "devfleet-test/python:3.11";
 
 /// A check that fails until the agent has written the answer.
-pub(super) const CHECK: &str = "grep -q 42 answer.txt\necho the answer is right\n";
+pub(super) const CHECK: &str = "set -e\ngrep -q 42 answer.txt\necho the answer is right\n";
 
 /// A CI file whose test job runs the check.
 pub(super) fn ci(extra: &str) -> String {

@@ -16,6 +16,9 @@ fn check(refused: Result<v1::Job, Status>, code: Code, says: &str) {
     assert!(status.message().contains(says), "{:?} does not say {says:?}", status.message());
 }
 
+/// A project's name and files, the class of its job's failure, and what the message must say.
+type Case = (&'static str, &'static [(&'static str, &'static str)], &'static str, &'static str);
+
 async fn jobs(site: &Site) -> usize {
     let list = site.connection().jobs().list_jobs(v1::ListJobsRequest::default()).await;
     list.expect("a list").into_inner().jobs.len()
@@ -95,7 +98,7 @@ async fn a_rejected_job_ends_with_the_reason_and_nothing_is_provisioned() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_from_which_no_environment_follows_ends_the_job_with_what_is_missing() {
     let site = Site::usual().await;
-    let cases: [(&str, &[(&str, &str)], &str, &str); 4] = [
+    let cases: [Case; 4] = [
         ("no-file", &[("README", "x")], "forge", ".gitlab-ci.yml"),
         ("broken", &[(".gitlab-ci.yml", "test:\n  script: [")], "derivation", "line 2"),
         ("hidden", &[(".gitlab-ci.yml", ".test:\n  image: x\n  script: [make]\n")], "derivation", "job"),

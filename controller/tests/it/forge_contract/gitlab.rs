@@ -69,9 +69,9 @@ async fn what_passes_is_waited_for_as_long_as_gitlab_asks() {
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
 
     let calls = ground.stand_in.count(Route::Project);
-    ground.stand_in.fault(Fault::Status { route: Route::Project, code: 429, retry_after: Some(3_600), times: 1 });
-    let error = ground.forge.git_access().await.expect_err("an hour is left to the caller");
-    let asked = matches!(&error, ForgeError::Unavailable { retry_after: Some(asked), .. } if asked.as_secs() == 3_600);
+    ground.stand_in.fault(Fault::Status { route: Route::Project, code: 429, retry_after: Some(6), times: 1 });
+    let error = ground.forge.git_access().await.expect_err("a long pause is left to the caller");
+    let asked = matches!(&error, ForgeError::Unavailable { retry_after: Some(asked), .. } if asked.as_secs() == 6);
     assert!(asked && error.is_retryable(), "{error:?}");
     assert_eq!(ground.stand_in.count(Route::Project), calls + 1);
 }
@@ -131,6 +131,7 @@ async fn all_settled(ground: &GitLabGround, route: Route, calls: usize) {
         if ground.stand_in.count(route) >= calls {
             break;
         }
+        // sleep: the pace of looking in a loop with a bound
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(ground.stand_in.count(route), calls);
@@ -211,6 +212,17 @@ async fn notes_are_found_on_later_pages_and_after_lost_answers() {
 }
 
 #[tokio::test]
+async fn a_note_is_put_once_by_many_at_once_though_gitlab_takes_its_time() {
+    let ground = GitLabGround::with_main().await;
+    let issue = ground.issue();
+    let delay = Duration::from_millis(150);
+    ground.stand_in.fault(Fault::Delay { route: Route::CreateNote, delay, times: 5 });
+    let put = join_all((0..5).map(|_| ground.forge.ensure_note(issue, "job:1", "needs a human"))).await;
+    assert!(put.into_iter().all(|put| put.is_ok()));
+    assert_eq!(ground.stand_in.notes(&ground.project, issue).len(), 1);
+}
+
+#[tokio::test]
 async fn what_reaches_gitlab_commands_nothing() {
     let ground = GitLabGround::with_main().await;
     let commit = ground.commit("work", &[("a", "a\n")]);
@@ -221,6 +233,9 @@ async fn what_reaches_gitlab_commands_nothing() {
     let made = ground.stand_in.merge_requests(&ground.project).remove(0);
     assert_eq!(made.description, "fine\n\u{200B}/merge\n  \u{200B}/approve");
     assert_eq!((made.title.chars().count(), made.title.contains('\n')), (255, false));
+    let asked = ground.stand_in.ledger().into_iter().find(|call| call.route == Route::CreateMergeRequest);
+    let body = asked.expect("it was asked for").body;
+    assert!(body.contains(r#""target_branch":"main""#) && !body.contains("\\n/merge"), "{body}");
 }
 
 #[tokio::test]

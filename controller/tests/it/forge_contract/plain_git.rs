@@ -167,6 +167,7 @@ async fn watch_processes(needles: &[&str]) -> (bool, bool) {
             in_arguments |= holds(&process.path().join("cmdline"));
             in_environment |= holds(&process.path().join("environ"));
         }
+        // sleep: the pace of looking in a loop with a bound
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     (in_arguments, in_environment)

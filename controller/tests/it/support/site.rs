@@ -7,11 +7,12 @@ mod process;
 mod repository;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use devfleet_controller::cli::connection::Connection;
 use devfleet_controller::cli::context::Context;
 use devfleet_proto::v1;
+use devfleet_shared::clock::Clock;
 use devfleet_shared::secret::Secret;
 use tempfile::TempDir;
 use tonic::Status;
@@ -144,14 +145,15 @@ impl Site {
 
     /// Waits until a job is as wanted; fails, with what it is and the logs of both programs, if it does not get so.
     pub(crate) async fn until(&self, id: &str, what: &str, wanted: impl Fn(&v1::Job) -> bool) -> v1::Job {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = now() + PATIENCE;
         loop {
             let job = self.job(id).await;
             if wanted(&job) {
                 return job;
             }
-            let stuck = Instant::now() > deadline || (job.phase == "ended" && all_ended(&job));
+            let stuck = now() > deadline || (job.phase == "ended" && all_ended(&job));
             assert!(!stuck, "waited for {what}, the job is {job:#?}\nits log: {}\n{}", self.log(id).await, self.program_logs());
+            // sleep: the pace of looking in a loop with a bound
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -252,6 +254,7 @@ impl Site {
         });
         self.host_id = tokio::select! {
             id = id => id,
+            // sleep: the bound of the wait
             () = tokio::time::sleep(PATIENCE) => panic!("the host does not connect\n{}", self.program_logs()),
         };
     }
@@ -297,14 +300,20 @@ pub(crate) async fn wait_for<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
 
 /// Waits for a value that is looked for asynchronously, with a bound.
 pub(crate) async fn wait_async<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = now() + PATIENCE;
     loop {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        assert!(now() < deadline, "waited in vain for {what}");
+        // sleep: the pace of looking in a loop with a bound
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Returns the time since the machine was started.
+pub(crate) fn now() -> Duration {
+    Clock::system().boot().0
 }
 
 /// Runs `docker` and returns what it printed.

@@ -88,6 +88,7 @@ async fn settle(shared: Arc<Shared>, scissors: Scissors, asked: Asked) -> Respon
 }
 
 async fn wait(delay: Duration) {
+    // sleep: a delay that a test asked for
     tokio::time::sleep(delay).await;
 }
 
