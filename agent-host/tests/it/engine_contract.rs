@@ -566,6 +566,34 @@ async fn an_engine_that_is_not_there_is_told_from_one_that_is_too_old() {
     assert!(matches!(old, EngineError::TooOld { .. }) && old.to_string().contains("19.03.1"), "{old}");
 }
 
+#[tokio::test]
+async fn networks_that_share_a_name_are_all_removed() {
+    check(Bench::docker(&[]).await, |bench| async move {
+        let network = bench.network("network");
+        let prefix = network.subnet.rsplit_once('.').expect("addresses").0.to_owned();
+        for last in ["0/29", "8/29"] {
+            // As two calls that crossed would: ours asks first.
+            let body = serde_json::json!({
+                "Name": network.name,
+                "Labels": network.labels,
+                "IPAM": {"Config": [{"Subnet": format!("{prefix}.{last}")}]},
+            });
+            let arguments =
+                ["-sf", "--unix-socket", "/var/run/docker.sock", "-H", "Content-Type: application/json", "-d"];
+            let made = std::process::Command::new("curl")
+                .args(arguments)
+                .args([&body.to_string(), "http://docker/v1.41/networks/create"])
+                .output()
+                .expect("curl");
+            assert!(made.status.success(), "{made:?}");
+        }
+        assert_eq!(bench.everything().await.len(), 2);
+        bench.engine.remove(&of(ObjectKind::Network, &network.name)).await.expect("removed");
+        assert!(bench.everything().await.is_empty());
+    })
+    .await;
+}
+
 /// Passes bytes between a socket of its own and Docker's, until told to cut every connection.
 async fn cutting_proxy(path: std::path::PathBuf, mut cut: tokio::sync::watch::Receiver<u32>) {
     let listener = tokio::net::UnixListener::bind(path).expect("a socket");

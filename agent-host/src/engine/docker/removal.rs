@@ -1,9 +1,10 @@
 //! Removing objects for good, and what Docker needs to be told twice about.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use bollard::models::NetworkDisconnectRequest;
-use bollard::query_parameters::{RemoveContainerOptions, RemoveImageOptions, RemoveVolumeOptions};
+use bollard::query_parameters::{ListNetworksOptions, RemoveContainerOptions, RemoveImageOptions, RemoveVolumeOptions};
 use tokio::time::Instant;
 
 use super::{DEADLINE, DockerEngine};
@@ -57,6 +58,9 @@ impl DockerEngine {
         let client = self.client().await?;
         let action = || format!("remove network {name}");
         match self.within(DEADLINE, action, client.remove_network(name)).await {
+            Err(EngineError::Other { detail, .. }) if detail.contains("is ambiguous") => {
+                return self.remove_namesakes(name).await;
+            }
             Err(EngineError::Other { detail, .. }) if detail.contains("has active endpoints") => {}
             other => return other,
         }
@@ -71,6 +75,24 @@ impl DockerEngine {
             }
         }
         self.within(DEADLINE, action, client.remove_network(name)).await
+    }
+
+    /// Removes networks that share one name: two calls that crossed can make them, and Docker then refuses the name.
+    async fn remove_namesakes(&self, name: &str) -> Result<(), EngineError> {
+        let client = self.client().await?;
+        let action = || format!("remove network {name}");
+        let filters = Some(HashMap::from([("name".to_owned(), vec![name.to_owned()])]));
+        let options = ListNetworksOptions { filters };
+        let networks = self.within(DEADLINE, action, client.list_networks(Some(options))).await?;
+        // The filter also finds names that only contain this one.
+        for network in networks.into_iter().filter(|network| network.name.as_deref() == Some(name)) {
+            let id = network.id.unwrap_or_default();
+            match self.within(DEADLINE, action, client.remove_network(&id)).await {
+                Ok(()) | Err(EngineError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     async fn remove_volume(&self, name: &str) -> Result<(), EngineError> {
