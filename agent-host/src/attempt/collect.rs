@@ -202,7 +202,7 @@ impl Attempt {
     pub(super) async fn publish_request(&self, push: bool) -> Result<Option<PublishRequest>, Halt> {
         let imported = self.imported.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let Some(Imported { commit, diff, diff_truncated }) = imported else { return Ok(None) };
-        let secrets: Vec<_> = self.grant().await?.secrets().into_iter().map(|(_, secret)| secret).collect();
+        let secrets = self.grant().await?.secrets();
         let needles = Needles::new(&secrets)
             .map_err(|weak| Failure { reason: FailureReason::Secret, message: format!("failed to {weak}") })?;
         let shown = mask::masked(&Arc::new(needles), &diff);
