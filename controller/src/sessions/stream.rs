@@ -25,7 +25,7 @@ use tracing::{error, info, warn};
 use super::{Order, Sessions};
 use crate::jobs::{Claim, JobError, Jobs, Report};
 use crate::logs::JobLogs;
-use crate::store::records::Proposal;
+use crate::store::records::{Proposal, RecordError};
 use crate::view::{JobRecords, View};
 
 /// How often a host says that it is there.
@@ -114,7 +114,7 @@ impl Session {
     }
 
     async fn welcome(&mut self) -> Result<(), Gone> {
-        let assignments = self.assignments().await;
+        let assignments = self.assignments().await?;
         self.sent.clone_from(&assignments.assignments);
         self.send(Down::Welcome(v1::Welcome {
             heartbeat_seconds: HEARTBEAT.as_secs(),
@@ -125,7 +125,7 @@ impl Session {
     }
 
     async fn send_assignments(&mut self) -> Result<(), Gone> {
-        let set = self.assignments().await;
+        let set = self.assignments().await?;
         if set.assignments == self.sent {
             return Ok(());
         }
@@ -199,8 +199,9 @@ impl Session {
         self.send(Down::Sweep(v1::SweepOrder { request: self.last_sweep, dry_run })).await
     }
 
-    /// Computes everything that the host is to have now.
-    async fn assignments(&mut self) -> v1::AssignmentSet {
+    /// Computes everything that the host is to have now. What is left out is stopped there, so a store that does not
+    /// answer ends the session: no set is better than one that is short.
+    async fn assignments(&mut self) -> Result<v1::AssignmentSet, Gone> {
         let generation = *self.parts.view.changed().borrow();
         let mine: Vec<JobRecords> = {
             let records = self.parts.view.read();
@@ -212,11 +213,15 @@ impl Session {
             match self.assignment(job).await {
                 Ok(Some(assignment)) => assignments.push(assignment),
                 Ok(None) => {}
+                Err(JobError::Record(RecordError::Store(error))) => {
+                    warn!(job = %job.spec.id, error = %Chain(&error), "the store does not answer, the session ends");
+                    return Err(Gone);
+                }
                 Err(error) => error!(job = %job.spec.id, error = %Chain(&error), "an assignment cannot be made"),
             }
         }
         self.proposals.retain(|id, _| mine.iter().any(|job| job.spec.id == *id));
-        v1::AssignmentSet { generation, assignments }
+        Ok(v1::AssignmentSet { generation, assignments })
     }
 
     async fn assignment(&mut self, job: &JobRecords) -> Result<Option<v1::Assignment>, JobError> {
