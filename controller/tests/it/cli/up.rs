@@ -168,7 +168,8 @@ async fn a_start_after_a_kill_takes_over_and_keeps_what_is_there() {
     let place = Place::new().await;
     let up = place.up().await;
     let orphan = place.pid("controller").expect("noted");
-    until("the first host's start", || (place.starts().matches("devfleet-host --config").count() == 1).then_some(())).await;
+    until("the first host's start", || (place.starts().matches("devfleet-host --config").count() == 1).then_some(()))
+        .await;
     up.end(rustix::process::Signal::KILL).await;
     assert!(rustix::process::test_kill_process(orphan).is_ok(), "children outlive a killed parent");
     std::fs::create_dir_all(place.data.join("host/identity")).expect("created");
@@ -179,7 +180,8 @@ async fn a_start_after_a_kill_takes_over_and_keeps_what_is_there() {
 
     let up = place.up().await;
     until("the orphan's end", || rustix::process::test_kill_process(orphan).is_err().then_some(())).await;
-    until("the second host's start", || (place.starts().matches("devfleet-host --config").count() == 2).then_some(())).await;
+    until("the second host's start", || (place.starts().matches("devfleet-host --config").count() == 2).then_some(()))
+        .await;
     let starts = place.starts();
     let hosts: Vec<_> = starts.lines().filter(|line| line.starts_with("devfleet-host --config")).collect();
     assert!(hosts.len() == 2 && hosts[1].ends_with("join=none"), "a host joins once: {starts}");
