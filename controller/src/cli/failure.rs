@@ -173,16 +173,16 @@ fn exit_for(code: Code) -> Exit {
 
 fn hint_for(code: Code, reason: &str) -> &'static str {
     match (code, reason) {
-        (_, "PROJECT_NOT_FOUND") => {
+        (_, "NO_SUCH_PROJECT") => {
             "`devfleet projects list` shows the projects; `devfleet projects apply FILE` makes one"
         }
-        (_, "JOB_NOT_FOUND") => "`devfleet jobs list` shows the jobs",
-        (_, "HOST_NOT_FOUND") => "`devfleet hosts list` shows the hosts",
-        (_, "TOKEN_NOT_FOUND") => "`devfleet tokens list` shows the tokens",
+        (_, "NO_SUCH_JOB") => "`devfleet jobs list` shows the jobs",
+        (_, "NO_SUCH_HOST") => "`devfleet hosts list` shows the hosts",
+        (_, "NO_SUCH_TOKEN") => "`devfleet tokens list` shows the tokens",
         (_, "STALE_DIGEST") => {
             "read the proposal that stands now with `devfleet env show JOB`, then approve its digest"
         }
-        (_, "AMBIGUOUS_ID") => "write more characters of the id",
+        (_, "AMBIGUOUS_JOB" | "AMBIGUOUS_HOST") => "write more characters of the id",
         (Code::NotFound, _) => "`devfleet jobs list`, `projects list` and `hosts list` show what there is",
         (Code::Unauthenticated, _) => {
             "ask an operator for a token (`devfleet tokens create`) and write it into the context file"

@@ -20,6 +20,8 @@ use super::settings::Settings;
 
 /// How long each child may take to get ready.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the controller may take to write the first operator's token.
+const TOKEN_PATIENCE: Duration = Duration::from_secs(10);
 /// How often we look.
 const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -52,7 +54,7 @@ pub(super) async fn bring_up(
 }
 
 async fn until_serving(settings: &Settings, child: &mut Child, session: &Session) -> Result<String, CliError> {
-    let deadline = Deadline::new(session);
+    let deadline = Deadline::after(session, PATIENCE);
     loop {
         child.check()?;
         if let Ok(authority) = std::fs::read_to_string(&settings.authority_file)
@@ -83,11 +85,12 @@ async fn operator(settings: &Settings, authority: &str, session: &Session) -> Re
         Err(CliError::NoContext(_)) => None,
         Err(error) => return Err(error),
     };
-    let first = match std::fs::read_to_string(&settings.bootstrap_file) {
-        Ok(token) => Some(context(settings, authority, Secret::new(token.trim()))),
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(source) => {
-            return Err(CliError::File { action: "read", path: settings.bootstrap_file.clone(), source });
+    // The first start writes the token a moment after it serves.
+    let deadline = Deadline::after(session, if kept.is_some() { Duration::ZERO } else { TOKEN_PATIENCE });
+    let first = loop {
+        match bootstrap(settings, authority)? {
+            None if !deadline.is_over(session) => tokio::time::sleep(INTERVAL).await,
+            found => break found,
         }
     };
     for (context, is_new) in kept.into_iter().map(|kept| (kept, false)).chain(first.map(|first| (first, true))) {
@@ -110,6 +113,16 @@ async fn operator(settings: &Settings, authority: &str, session: &Session) -> Re
                  with another --data-dir"
             .into(),
     })
+}
+
+fn bootstrap(settings: &Settings, authority: &str) -> Result<Option<Context>, CliError> {
+    match std::fs::read_to_string(&settings.bootstrap_file) {
+        Ok(token) => Ok(Some(token.trim())
+            .filter(|token| !token.is_empty())
+            .map(|token| context(settings, authority, Secret::new(token)))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(CliError::File { action: "read", path: settings.bootstrap_file.clone(), source }),
+    }
 }
 
 fn context(settings: &Settings, authority: &str, token: Secret) -> Context {
@@ -140,7 +153,7 @@ async fn until_connected(
     host: &mut Child,
     session: &Session,
 ) -> Result<Ready, CliError> {
-    let deadline = Deadline::new(session);
+    let deadline = Deadline::after(session, PATIENCE);
     loop {
         controller.check()?;
         host.check()?;
@@ -163,8 +176,8 @@ async fn until_connected(
 struct Deadline(Boot);
 
 impl Deadline {
-    fn new(session: &Session) -> Self {
-        Self(Boot(session.clock.boot().0 + PATIENCE))
+    fn after(session: &Session, patience: Duration) -> Self {
+        Self(Boot(session.clock.boot().0 + patience))
     }
 
     fn is_over(&self, session: &Session) -> bool {

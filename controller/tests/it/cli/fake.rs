@@ -72,7 +72,7 @@ impl Canned {
         if bearer == Some(&format!("Bearer {TOKEN}")) {
             return Ok(());
         }
-        Err(refusal(Code::Unauthenticated, "TOKEN_UNKNOWN", "this token is not known here"))
+        Err(refusal(Code::Unauthenticated, "UNKNOWN_TOKEN", "this token is not known here"))
     }
 }
 
@@ -160,7 +160,7 @@ impl Jobs for Canned {
     async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Answer<v1::Job> {
         self.asked("GetJob", &request)?;
         if !JOB.starts_with(&request.get_ref().job) {
-            return Err(refusal(Code::NotFound, "JOB_NOT_FOUND", "there is no job whose id begins so"));
+            return Err(refusal(Code::NotFound, "NO_SUCH_JOB", "there is no job whose id begins so"));
         }
         Ok(Response::new(self.script(|script| script.job.clone()).unwrap_or_else(|| job("running", ""))))
     }
