@@ -139,3 +139,32 @@ pub(super) fn next_move(made: bool, handed_over: bool, state: Option<&ContainerS
         (true, _, Some(ContainerState::Exited(_))) => Move::Follow,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Exit;
+
+    #[test]
+    fn a_second_container_is_made_only_for_a_command_that_certainly_did_not_run() {
+        let exited = |status| Some(ContainerState::Exited(Exit { status, out_of_memory: false }));
+        let running = || Some(ContainerState::Running { address: None });
+        let table = [
+            (false, false, None, Move::Make),
+            (true, false, None, Move::Make),
+            (true, true, None, Move::GiveUp),
+            (true, false, Some(ContainerState::Created), Move::Start),
+            (true, true, Some(ContainerState::Created), Move::Start),
+            (true, false, running(), Move::Follow),
+            (true, true, running(), Move::Follow),
+            (true, false, exited(NO_FRAME), Move::Remake),
+            (true, true, exited(NO_FRAME), Move::Follow),
+            (true, false, exited(0), Move::Follow),
+            (true, true, exited(1), Move::Follow),
+        ];
+        for (made, handed_over, state, expected) in table {
+            let found = next_move(made, handed_over, state.as_ref());
+            assert_eq!(found, expected, "made {made}, handed over {handed_over}, {state:?}");
+        }
+    }
+}

@@ -144,7 +144,14 @@ async fn variables_that_did_not_arrive_are_handed_over_again() {
 async fn a_command_that_ended_with_125_after_the_hand_over_is_not_run_again() {
     let world = World::new();
     world.script("agent", "", 125);
-    let result = world.carry_out().await;
+    let daemon = world.begin().await;
+    world.running("agent").await;
+    daemon.kill().await;
+    // sleep: the clock is paused; the step ends while nobody watches
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let daemon = world.start();
+    daemon.handle.apply(world.set(1, false), true).await;
+    let result = world.finish(&daemon).await;
     assert!(
         matches!(result, AttemptResult::Failed(ref failure) if failure.reason == FailureReason::Agent),
         "{result:?}"
