@@ -3,18 +3,22 @@
 #
 #   deploy/setup.sh build    what building needs: a C compiler, protoc, git; checks the Rust toolchain
 #   deploy/setup.sh run      what running needs: git and a Docker engine that answers
-#   deploy/setup.sh test     both, and debootstrap for test images on a machine without a container registry
+#   deploy/setup.sh test     both, debootstrap for test images on a machine without a container registry, and Claude
+#                            Code for the tests that run it (they are left out where it cannot be had)
+#   deploy/setup.sh claude   only Claude Code for tests
 #   deploy/setup.sh bench    all of that, and docker-compose to compare with
 set -euo pipefail
 
 readonly MODE="${1:-test}"
-building=no running=no imaging=no
+building=no running=no imaging=no claude=no
 case "$MODE" in
 build) building=yes ;;
 run) running=yes ;;
-test | bench) building=yes running=yes imaging=yes ;;
+test) building=yes running=yes imaging=yes claude=yes ;;
+bench) building=yes running=yes imaging=yes ;;
+claude) ;;
 *)
-    printf 'setup: unknown mode %s\n       usage: deploy/setup.sh build|run|test|bench\n' "'$MODE'" >&2
+    printf 'setup: unknown mode %s\n       usage: deploy/setup.sh build|run|test|bench|claude\n' "'$MODE'" >&2
     exit 2
     ;;
 esac
@@ -143,7 +147,32 @@ check_engine() {
     say "Docker engine answers, API $api"
 }
 
+# Claude Code's program is part of its Python SDK's wheel. Nothing depends on it but tests, so no trouble here is fatal.
+fetch_claude() {
+    local root target part
+    root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+    target="${CARGO_TARGET_DIR:-$root/target}/claude"
+    [ ! -x "$target/claude" ] || return 0
+    say "fetching Claude Code for tests"
+    mkdir -p "$target" && part="$(mktemp -d "$target/part.XXXXXX")" || return 0
+    if timeout 300 python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest "$part" claude-agent-sdk \
+        </dev/null >/dev/null 2>&1 &&
+        python3 -m zipfile -e "$part"/claude_agent_sdk-*.whl "$part/wheel" &&
+        chmod 755 "$part/wheel/claude_agent_sdk/_bundled/claude"; then
+        mv "$part/wheel/claude_agent_sdk/_bundled/claude" "$target/claude"
+        say "Claude Code is at $target/claude"
+    else
+        say "Claude Code cannot be had (it takes python3 with pip, and a package index); tests that need it are left out"
+    fi
+    rm -rf "$part"
+}
+
+if [ "$MODE" = claude ]; then
+    fetch_claude
+    exit 0
+fi
 collect_missing
 install_missing
 [ "$building" = no ] || check_rust
 [ "$running" = no ] || check_engine
+[ "$claude" = no ] || fetch_claude

@@ -25,6 +25,7 @@ use tonic::transport::Channel;
 use crate::attempt::Surroundings;
 use crate::attempt::reports::Board;
 use crate::config::Config;
+use crate::disk;
 use crate::engine::SharedEngine;
 use crate::engine::docker::DockerEngine;
 use crate::environment::{Images, InvalidPool};
@@ -125,7 +126,7 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
         controller: Arc::new(RemoteController { dial: Arc::clone(&dial) }),
         spools: spools.clone(),
         data_dir: config.data_dir.clone(),
-        engine_disk: engine_disk(&engine).await,
+        engine_disk: first_look(&engine).await,
         board: Board::default(),
         engine,
     });
@@ -239,10 +240,10 @@ fn forget_token(config: &Config) {
     }
 }
 
-/// Returns the engine's data directory, where it can be seen from here.
-async fn engine_disk(engine: &SharedEngine) -> Option<PathBuf> {
+/// Looks for the engine's disk at the start. An engine that cannot be used yet is asked again when it matters.
+async fn first_look(engine: &SharedEngine) -> Option<PathBuf> {
     match engine.facts().await {
-        Ok(facts) => Some(PathBuf::from(facts.data_root)).filter(|path| path.is_dir()),
+        Ok(facts) => disk::of_engine(&facts),
         Err(error) => {
             tracing::warn!(error = %Chain(&error), "the container engine cannot be used yet");
             None

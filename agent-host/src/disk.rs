@@ -24,7 +24,7 @@ pub struct DiskError {
 /// Room on one file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
-    /// Its size in bytes.
+    /// Its size in bytes, without what is set aside for root or denied by a quota: as `df` counts.
     pub total_bytes: u64,
     /// What is free for an ordinary user, in bytes.
     pub free_bytes: u64,
@@ -39,12 +39,10 @@ impl Space {
     pub fn at(path: &Path) -> Result<Space, DiskError> {
         let stat =
             rustix::fs::statvfs(path).map_err(|errno| DiskError { path: path.to_owned(), source: errno.into() })?;
-        // As `df` counts: what is used and what an ordinary user may still use. Reserves and quotas are no room.
-        let total = stat.f_blocks.saturating_sub(stat.f_bfree).saturating_add(stat.f_bavail);
         Ok(Space {
-            total_bytes: total.saturating_mul(stat.f_frsize),
+            total_bytes: ordinary(stat.f_blocks, stat.f_bfree, stat.f_bavail).saturating_mul(stat.f_frsize),
             free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
-            total_inodes: stat.f_files,
+            total_inodes: ordinary(stat.f_files, stat.f_ffree, stat.f_favail),
             free_inodes: stat.f_favail,
         })
     }
@@ -63,9 +61,19 @@ impl Space {
     }
 }
 
+/// Returns what is there for ordinary users, as `df` counts: what is used and what they may still take.
+fn ordinary(all: u64, free: u64, available: u64) -> u64 {
+    all.saturating_sub(free).saturating_add(available)
+}
+
 /// What stays free, of a whole.
 fn reserve(total: u64) -> u64 {
     total - total / 100 * WATERMARK_PERCENT
+}
+
+/// Returns the engine's data directory, where it can be seen from here.
+pub fn of_engine(facts: &EngineFacts) -> Option<PathBuf> {
+    Some(PathBuf::from(&facts.data_root)).filter(|path| path.is_dir())
 }
 
 /// Says in full sentences which of these disks are past the watermark; `name` is what people call the disk.
@@ -171,6 +179,16 @@ mod tests {
         assert_eq!(admit(&left, &one), Ok(()));
         let refused = admit(&free(all, one, &space(90, 0)), &one).expect_err("a full disk");
         assert_eq!(refused.lacking, ["disk"]);
+    }
+
+    #[test]
+    fn what_is_set_aside_for_root_does_not_count_as_used() {
+        // 252 blocks, 62 used, 30 for ordinary users: `df` says 68 %.
+        let total = ordinary(252, 190, 30);
+        assert_eq!(total, 92);
+        let space = Space { total_bytes: total, free_bytes: 30, total_inodes: 0, free_inodes: 0 };
+        assert!(problems(&[("a", space)]).is_empty());
+        assert_eq!(ordinary(0, 0, 0), 0, "a file system that does not count");
     }
 
     #[test]

@@ -42,6 +42,8 @@ const WELCOME: Duration = Duration::from_secs(15);
 const SEND: Duration = Duration::from_secs(10);
 /// How often the inventory is sent.
 const INVENTORY: Duration = Duration::from_secs(30);
+/// How often it is looked whether a problem of this host is over.
+const PROBLEM: Duration = Duration::from_secs(3);
 /// How often a report is repeated that was not acknowledged.
 const REPEAT: Duration = Duration::from_secs(5);
 /// How long changes are gathered before they are reported.
@@ -157,7 +159,12 @@ impl Session {
                     changes.mark_unchanged();
                     self.report(&mut stream).await?;
                 }
-                Some(Ok(found)) = stream.looks.join_next() => stream.send(Up::Inventory(found)).await?,
+                Some(Ok(found)) = stream.looks.join_next() => {
+                    if !found.problems.is_empty() {
+                        inventory.reset_after(PROBLEM);
+                    }
+                    stream.send(Up::Inventory(found)).await?;
+                }
                 Some(Ok(swept)) = stream.sweeps.join_next() => stream.send(Up::Sweep(swept)).await?,
             }
         }

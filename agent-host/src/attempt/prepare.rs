@@ -27,7 +27,7 @@ impl Attempt {
     /// Makes everything the first step needs.
     pub(super) async fn prepare(&self) -> Result<(), Halt> {
         self.log.check()?;
-        self.admit()?;
+        self.admit().await?;
         let outcome = tokio::try_join!(self.build(), self.mirror()).map(|_| ());
         if outcome.is_err() {
             self.cut.store(true, Ordering::SeqCst);
@@ -35,15 +35,21 @@ impl Attempt {
         outcome
     }
 
-    fn admit(&self) -> Result<(), Failure> {
-        let Some(path) = &self.around.engine_disk else { return Ok(()) };
+    async fn admit(&self) -> Result<(), Halt> {
+        let path = match &self.around.engine_disk {
+            Some(path) => Some(path.clone()),
+            // The engine was away when the daemon started.
+            None => disk::of_engine(&self.patiently(|| self.around.engine.facts()).await?),
+        };
+        let Some(path) = path else { return Ok(()) };
         let full = |message| Failure { reason: FailureReason::DiskFull, message };
-        let space = Space::at(path).map_err(|error| full(format!("failed to {}", Chain(&error))))?;
+        let space = Space::at(&path).map_err(|error| full(format!("failed to {}", Chain(&error))))?;
         let wanted = self.assignment.limits.resources;
         let free = disk::free(wanted, Default::default(), &space);
-        disk::admit(&free, &wanted).map_err(|refused| {
+        let admitted = disk::admit(&free, &wanted).map_err(|refused| {
             full(format!("failed to {refused}; free some, for example with `docker system df` and `devfleet sweep`"))
-        })
+        });
+        Ok(admitted?)
     }
 
     /// Makes image, network, workspace and services, until they are ready.

@@ -44,8 +44,9 @@ impl Inventory {
     }
 
     async fn add_engine(&self, inventory: &mut HostInventory, facts: EngineFacts) {
-        let engine_disk = self.around.engine_disk.as_deref().unwrap_or(&self.around.data_dir);
-        let disks: Vec<(&str, Space)> = [("the engine's disk", engine_disk), ("the data disk", &self.around.data_dir)]
+        let known = self.around.engine_disk.clone().or_else(|| disk::of_engine(&facts));
+        let engine_disk = known.unwrap_or_else(|| self.around.data_dir.clone());
+        let disks: Vec<(&str, Space)> = [("the engine's disk", &engine_disk), ("the data disk", &self.around.data_dir)]
             .into_iter()
             .filter_map(|(name, path)| match Space::at(path) {
                 Ok(space) => Some((name, space)),

@@ -17,10 +17,10 @@ const CLAUDE_COMMAND: &str = r#"prompt() {
 }
 prompt | claude --print --output-format stream-json --verbose --dangerously-skip-permissions --setting-sources user --strict-mcp-config"#;
 
-/// Variables that every Claude Code gets: it is in a box, updates nothing and reports nothing.
-const CLAUDE_VARIABLES: [(&str, &str); 5] = [
+/// Variables that every Claude Code gets: it is in a box, updates nothing and reports nothing. Its own sandbox stays
+/// off: it needs bubblewrap, which needs rights that no step has, and without it Claude Code would not start.
+const CLAUDE_VARIABLES: [(&str, &str); 4] = [
     ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1"),
-    ("CLAUDE_CODE_SUBPROCESS_ENV_SCRUB", "1"),
     ("CLAUDE_CONFIG_DIR", "/tmp/claude"),
     ("DISABLE_AUTOUPDATER", "1"),
     ("IS_SANDBOX", "1"),
@@ -126,6 +126,7 @@ mod tests {
         assert!(spec.command.contains("--setting-sources user --strict-mcp-config"));
         assert_eq!(spec.secrets, ["ANTHROPIC_API_KEY"]);
         assert_eq!(spec.variables.get("ANTHROPIC_MODEL").map(String::as_str), Some("opus"));
+        assert!(!spec.variables.contains_key("CLAUDE_CODE_SUBPROCESS_ENV_SCRUB"), "it would ask for bubblewrap");
         assert!(needs.files.is_empty());
     }
 
