@@ -71,7 +71,7 @@ impl Publisher {
             Err(PublishError::Job(error)) => Err(error),
             Err(error) => {
                 let branch = job.state.attempt().map(|attempt| attempt.branch.clone()).unwrap_or_default();
-                let message = format!("{} (the work is safe on branch {branch})", Chain(&error));
+                let message = format!("{} (the work was pushed as branch {branch})", Chain(&error));
                 let failure = Failure { reason: FailureReason::MergeRequest, message };
                 self.jobs.event(id, JobEvent::PublishFailed(failure), |_| ()).await.map(drop)
             }

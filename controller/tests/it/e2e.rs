@@ -1,9 +1,12 @@
 //! The product as a whole, on real Docker: what people do, what goes wrong, and what must not happen.
 
 mod cancel;
+mod claude;
+mod engine_trouble;
 mod failures;
 mod gitlab;
 mod parallel;
+mod publishing;
 mod restarts;
 mod scene;
 mod submission;

@@ -1,4 +1,6 @@
 //! What the integration tests stand on: other people's services, spoken for by programs of our own.
 
+pub(crate) mod anthropic;
+pub(crate) mod engine;
 pub(crate) mod gitlab;
 pub(crate) mod site;

@@ -208,6 +208,31 @@ impl GitLabStandIn {
         });
     }
 
+    /// Opens a merge request for `main` from a branch of the project itself, as a person does by hand.
+    pub(crate) fn add_merge_request(&self, project: &ProjectHandle, source_branch: &str) -> u64 {
+        self.add_fork_merge_request(project, source_branch);
+        let mut guard = self.shared.state();
+        let made = guard.project(project.id).merge_requests.last_mut().expect("it was just made");
+        "opened by hand".clone_into(&mut made.title);
+        made.from_fork = false;
+        made.iid
+    }
+
+    /// Lets every push wait until they are let go on.
+    pub(crate) fn hold_pushes(&self, project: &ProjectHandle, hold: bool) {
+        repository::hold_pushes(&project.git_dir, hold);
+    }
+
+    /// Says whether a push has come that was held.
+    pub(crate) fn push_waits(&self, project: &ProjectHandle) -> bool {
+        repository::push_waits(&project.git_dir)
+    }
+
+    /// Deletes a branch, as a person does.
+    pub(crate) fn delete_branch(&self, project: &ProjectHandle, branch: &str) {
+        repository::delete_branch(&project.git_dir, branch);
+    }
+
     /// Lets everybody read a project.
     pub(crate) fn make_public(&self, project: &ProjectHandle) {
         self.shared.state().project(project.id).public = true;

@@ -31,13 +31,17 @@ pub(crate) struct Settings {
     pub(crate) max_running: usize,
     pub(crate) slots: u32,
     pub(crate) protection_window: &'static str,
+    /// The engine's address, where it is not Docker's usual socket.
+    pub(crate) engine: Option<String>,
+    /// The host's data directory, where it does not lie with all else.
+    pub(crate) host_dir: Option<PathBuf>,
     /// Environment variables of the controller, where secrets come from.
     pub(crate) variables: Vec<(String, String)>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_running: 5, slots: 10, protection_window: "10m", variables: Vec::new() }
+        Self { max_running: 5, slots: 10, protection_window: "10m", engine: None, host_dir: None, variables: Vec::new() }
     }
 }
 
@@ -232,6 +236,20 @@ impl Site {
         self.host = Some(Program::host(self.dir.path(), None));
     }
 
+    /// Waits until the one host is as wanted.
+    pub(crate) async fn until_host(&self, what: &str, wanted: impl Fn(&v1::Host) -> bool) -> v1::Host {
+        wait_async(what, async || {
+            let hosts = self.connection.fleet().list_hosts(v1::ListHostsRequest {}).await.ok()?.into_inner().hosts;
+            hosts.into_iter().find(&wanted)
+        })
+        .await
+    }
+
+    /// Returns all that the host daemon wrote to its own log.
+    pub(crate) fn host_log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("host.log")).unwrap_or_default()
+    }
+
     /// Returns the end of both programs' own logs.
     pub(crate) fn program_logs(&self) -> String {
         let tail = |name: &str| {
@@ -357,9 +375,10 @@ fn controller_toml(dir: &Path, address: &str, settings: &Settings) -> String {
 }
 
 fn host_toml(dir: &Path, address: &str, settings: &Settings) -> String {
-    let data_dir: PathBuf = dir.join("host");
+    let data_dir: PathBuf = settings.host_dir.clone().unwrap_or_else(|| dir.join("host"));
+    let engine = settings.engine.as_ref().map(|engine| format!("engine = {engine:?}\n")).unwrap_or_default();
     format!(
-        "data_dir = {data_dir:?}\ncontroller = \"https://{address}\"\nname = \"host-1\"\nslots = {}\nprotection_window = {:?}\n",
+        "data_dir = {data_dir:?}\ncontroller = \"https://{address}\"\nname = \"host-1\"\nslots = {}\nprotection_window = {:?}\n{engine}",
         settings.slots, settings.protection_window
     )
 }

@@ -4,8 +4,13 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Refuses what the files beside it name: `protected-refs` (one a line) and `reject-pushes` (the message).
+/// Obeys the files beside it: waits while there is `hold-pushes`, then refuses what `protected-refs` (one a line) and
+/// `reject-pushes` (the message) name.
 const PRE_RECEIVE: &str = r#"#!/bin/sh
+while [ -f hold-pushes ]; do
+    : > push-waits
+    sleep 0.05
+done
 if [ -f reject-pushes ]; then
     cat reject-pushes >&2
     exit 1
@@ -105,4 +110,24 @@ pub(super) fn reject_pushes(git_dir: &Path, message: Option<&str>) {
         Some(message) => std::fs::write(path, format!("{message}\n")).expect("write the message"),
         None => drop(std::fs::remove_file(path)),
     }
+}
+
+/// Lets every push wait from now on, or lets them go on.
+pub(super) fn hold_pushes(git_dir: &Path, hold: bool) {
+    let path = git_dir.join("hold-pushes");
+    match hold {
+        true => std::fs::write(path, "").expect("write the hold"),
+        false => std::fs::remove_file(path).expect("end the hold"),
+    }
+}
+
+/// Says whether a push has come that waits or waited.
+pub(super) fn push_waits(git_dir: &Path) -> bool {
+    git_dir.join("push-waits").exists()
+}
+
+/// Deletes a branch.
+pub(super) fn delete_branch(git_dir: &Path, branch: &str) {
+    let deleted = git(git_dir).args(["update-ref", "-d", &format!("refs/heads/{branch}")]).status();
+    assert!(deleted.expect("run git update-ref").success(), "git update-ref failed");
 }
