@@ -299,26 +299,3 @@ proptest! {
         prop_assert!(bench.texts(Channel::Cut).is_empty());
     }
 }
-
-/// Measures; run with `--release -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures, asserts only the slowest acceptable pace"]
-fn recording_keeps_up_with_fifty_megabytes_a_second() {
-    for size in [16 * 1024, 100] {
-        let bench = Bench { limit_bytes: 1 << 30, clock: Clock::system(), ..Bench::new() };
-        let mut recorder = bench.recorder();
-        let secrets: Vec<Secret> = (0..50).map(|n| Secret::new(format!("token-{n}-{}", "qwertzuiop".repeat(3)))).collect();
-        recorder.add_secrets(&secrets).expect("strong");
-        let text: Vec<u8> = b"cargo test: running 12 of 300 tests, token-bucket ok 0123456789\n".repeat(300);
-        let data = Bytes::from(text[..size].to_vec());
-        let total = 100_000_000 / size as u64;
-        let begun = bench.clock.boot();
-        for n in 0..total {
-            recorder.frame("agent", &frame(n, false, data.clone())).expect("frame");
-        }
-        recorder.finish().expect("finish");
-        let pace = 100.0 / (bench.clock.boot().0 - begun.0).as_secs_f64();
-        println!("frames of {size} bytes: {pace:.0} MB/s");
-        assert!(pace > 50.0);
-    }
-}
