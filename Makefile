@@ -25,7 +25,7 @@ fmt: ## format the code
 bench: ## how fast environments come and go, against raw engine calls and docker-compose
 	deploy/setup.sh bench
 	deploy/images/build.sh base redis python
-	DEVFLEET_TEST_IMAGES=ready cargo bench -p devfleet-host
+	DEVFLEET_BENCH_RECORD=1 cargo bench -p devfleet-host --bench environment --bench output
 
 setup: ## install what this machine lacks to build, run and test devfleet
 	deploy/setup.sh test
