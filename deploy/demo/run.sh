@@ -196,7 +196,7 @@ show devfleet env show "$JOB" --report
 show devfleet env show "$JOB" --dockerfile
 
 title "Approved by a person"
-show devfleet approve "$JOB"
+show devfleet approve "$JOB" --yes
 
 title "The job at work"
 LIMIT=900 show devfleet logs -f "$JOB"
