@@ -183,10 +183,10 @@ mod tests {
 
     #[test]
     fn what_is_set_aside_for_root_does_not_count_as_used() {
-        // 252 blocks, 62 used, 30 for ordinary users: `df` says 68 %.
-        let total = ordinary(252, 190, 30);
-        assert_eq!(total, 92);
-        let space = Space { total_bytes: total, free_bytes: 30, total_inodes: 0, free_inodes: 0 };
+        // 252,000 blocks, 62,000 used, 30,000 for ordinary users: `df` says 68 %.
+        let total = ordinary(252_000, 190_000, 30_000);
+        assert_eq!(total, 92_000);
+        let space = Space { total_bytes: total, free_bytes: 30_000, total_inodes: 0, free_inodes: 0 };
         assert!(problems(&[("a", space)]).is_empty());
         assert_eq!(ordinary(0, 0, 0), 0, "a file system that does not count");
     }

@@ -82,7 +82,10 @@ impl Config {
             return Err(ConfigError::Value { key: "names", problem: "write at least one host name or address" });
         }
         if self.max_running == 0 {
-            return Err(ConfigError::Value { key: "max_running", problem: "write 1 or more; with 0 no job would ever start" });
+            return Err(ConfigError::Value {
+                key: "max_running",
+                problem: "write 1 or more; with 0 no job would ever start",
+            });
         }
         Ok(())
     }

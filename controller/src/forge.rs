@@ -101,7 +101,9 @@ pub enum ForgeError {
         branch: String,
     },
     /// There is nothing to derive an environment from.
-    #[error("read the CI configuration: {path} does not exist at commit {commit}; add one, or name the right base branch")]
+    #[error(
+        "read the CI configuration: {path} does not exist at commit {commit}; add one, or name the right base branch"
+    )]
     NoCiConfig {
         /// The path looked for.
         path: String,
@@ -115,7 +117,9 @@ pub enum ForgeError {
         errors: Vec<String>,
     },
     /// The credential is missing, wrong, expired or revoked.
-    #[error("log in to {forge}: the credential is refused ({detail}); check the token that the project's `forge.token` names")]
+    #[error(
+        "log in to {forge}: the credential is refused ({detail}); check the token that the project's `forge.token` names"
+    )]
     Unauthorized {
         /// The forge's address.
         forge: String,

@@ -13,8 +13,8 @@ use std::time::Duration;
 use devfleet_shared::attempt::{Failure, FailureReason};
 use devfleet_shared::backoff::Backoff;
 use devfleet_shared::error::Chain;
-use devfleet_shared::job::{JobEvent, JobPhase};
 use devfleet_shared::id::Digest;
+use devfleet_shared::job::{JobEvent, JobPhase};
 use tracing::{info, warn};
 
 use crate::environment::{self, Context, Derivation};

@@ -39,7 +39,9 @@ pub enum JobError {
         hint: &'static str,
     },
     /// The digest is not that of the proposal that stands.
-    #[error("approve job {job}: the proposal has changed, {standing} stands now; read it with `devfleet env show` and approve that digest")]
+    #[error(
+        "approve job {job}: the proposal has changed, {standing} stands now; read it with `devfleet env show` and approve that digest"
+    )]
     StaleDigest {
         /// The job.
         job: JobId,
@@ -112,12 +114,21 @@ impl Jobs {
     }
 
     /// Accepts a job. The same key with the same content returns the job that stands, and `false`.
-    pub async fn submit(&self, spec: &JobSpec, idempotency: &Digest, content: &Digest) -> Result<(JobId, bool), JobError> {
+    pub async fn submit(
+        &self,
+        spec: &JobSpec,
+        idempotency: &Digest,
+        content: &Digest,
+    ) -> Result<(JobId, bool), JobError> {
         let used = key::idempotency(idempotency.hex());
         loop {
             if let Some(entry) = self.store.get(&used).await? {
                 let earlier: Idempotency = decode(&used, &entry.value)?;
-                return if earlier.content == *content { Ok((earlier.job, false)) } else { Err(JobError::KeyReused(earlier.job)) };
+                return if earlier.content == *content {
+                    Ok((earlier.job, false))
+                } else {
+                    Err(JobError::KeyReused(earlier.job))
+                };
             }
             let lease = self.store.grant_lease(IDEMPOTENCY_TIME).await?;
             let record = Idempotency { job: spec.id.clone(), content: content.clone() };
@@ -144,7 +155,9 @@ impl Jobs {
     pub async fn approve(&self, job: &JobId, digest: Option<&Digest>, by: &str) -> Result<JobState, JobError> {
         self.change(job, |state, now| {
             let standing = state.proposal.clone().filter(|_| state.phase == JobPhase::AwaitingApproval);
-            let standing = standing.ok_or_else(|| wrong_phase("approve", job, state, "; only a job that awaits approval can be approved"))?;
+            let standing = standing.ok_or_else(|| {
+                wrong_phase("approve", job, state, "; only a job that awaits approval can be approved")
+            })?;
             if digest.is_some_and(|digest| *digest != standing) {
                 return Err(JobError::StaleDigest { job: job.clone(), standing });
             }
@@ -186,7 +199,12 @@ impl Jobs {
     }
 
     /// Applies an event of the gates or of publishing.
-    pub async fn event(&self, job: &JobId, event: JobEvent, also: impl Fn(&mut JobState)) -> Result<JobState, JobError> {
+    pub async fn event(
+        &self,
+        job: &JobId,
+        event: JobEvent,
+        also: impl Fn(&mut JobState),
+    ) -> Result<JobState, JobError> {
         self.change(job, |state, now| {
             also(state);
             step(state, event.clone(), now)
@@ -195,7 +213,13 @@ impl Jobs {
     }
 
     /// Notes that the step under way failed and is tried again later.
-    pub async fn try_later(&self, job: &JobId, in_phase: &JobPhase, trouble: &str, pause: Duration) -> Result<(), JobError> {
+    pub async fn try_later(
+        &self,
+        job: &JobId,
+        in_phase: &JobPhase,
+        trouble: &str,
+        pause: Duration,
+    ) -> Result<(), JobError> {
         self.change(job, |state, now| {
             if state.phase == *in_phase {
                 state.tries += 1;
@@ -298,7 +322,11 @@ impl Jobs {
     }
 
     /// Writes down what the attempt is to publish, if it still owns a job that still wants it. Says why not.
-    pub async fn authorize_publish(&self, claim: &Claim, record: &PublishRecord) -> Result<Result<(), String>, JobError> {
+    pub async fn authorize_publish(
+        &self,
+        claim: &Claim,
+        record: &PublishRecord,
+    ) -> Result<Result<(), String>, JobError> {
         loop {
             if self.owned(claim).await?.is_none() {
                 return Ok(Err("another attempt owns the job".into()));
@@ -310,10 +338,8 @@ impl Jobs {
             if let Some(by) = &seen.state.cancelled_by {
                 return Ok(Err(format!("the job was cancelled by {by}")));
             }
-            let transaction = Transaction {
-                when: held_by(claim, seen.revision),
-                then: vec![put(key::publish(&claim.job), record)?],
-            };
+            let transaction =
+                Transaction { when: held_by(claim, seen.revision), then: vec![put(key::publish(&claim.job), record)?] };
             if let Commit::Done(_) = self.store.commit(transaction).await? {
                 return Ok(Ok(()));
             }
@@ -435,12 +461,8 @@ mod tests {
     use super::*;
 
     fn running() -> (JobState, Claim) {
-        let claim = Claim {
-            host: HostId::random(),
-            job: JobId::random(),
-            attempt: AttemptId::random(),
-            fence: Fence(7),
-        };
+        let claim =
+            Claim { host: HostId::random(), job: JobId::random(), attempt: AttemptId::random(), fence: Fence(7) };
         let mut state = JobState::submitted(Timestamp(1));
         state.phase = JobPhase::Running;
         state.attempts.push(AttemptRecord {
@@ -456,7 +478,8 @@ mod tests {
     }
 
     fn report(state: &mut JobState, claim: &Claim, phase: Phase) {
-        apply_report(state, claim, Observed { phase: &phase, held_until: None }, 2, Timestamp(1_000)).expect("the table allows it");
+        apply_report(state, claim, Observed { phase: &phase, held_until: None }, 2, Timestamp(1_000))
+            .expect("the table allows it");
     }
 
     fn commit() -> AttemptResult {

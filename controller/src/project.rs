@@ -240,7 +240,8 @@ impl ProjectConfig {
     /// Returns the agent to use: the one asked for, the project's default, or its only one.
     pub fn choose_agent(&self, wanted: Option<&AgentName>) -> Result<AgentName, ProjectError> {
         let names = || self.agents.keys().map(AgentName::as_str).collect::<Vec<_>>().join(", ");
-        let chosen = wanted.or(self.agent.as_ref()).or_else(|| (self.agents.len() == 1).then(|| self.agents.keys().next())?);
+        let chosen =
+            wanted.or(self.agent.as_ref()).or_else(|| (self.agents.len() == 1).then(|| self.agents.keys().next())?);
         match chosen {
             Some(name) if self.agents.contains_key(name) => Ok(name.clone()),
             Some(name) => Err(ProjectError::Value {
@@ -290,7 +291,10 @@ impl AgentConfig {
         }
         for variable in self.env.keys().chain(self.secrets.keys()) {
             if !is_variable_name(variable) {
-                return refuse("env", &format!("{variable:?} is not a variable name: use letters, digits and underscores"));
+                return refuse(
+                    "env",
+                    &format!("{variable:?} is not a variable name: use letters, digits and underscores"),
+                );
             }
         }
         Ok(())
@@ -329,7 +333,8 @@ fn default_attempts() -> u32 {
 mod tests {
     use super::*;
 
-    const PLAIN: &str = "name = \"web\"\nrepository = \"/srv/web.git\"\n[agents.fix]\nkind = \"script\"\ncommand = \"make fix\"\n";
+    const PLAIN: &str =
+        "name = \"web\"\nrepository = \"/srv/web.git\"\n[agents.fix]\nkind = \"script\"\ncommand = \"make fix\"\n";
 
     fn check_refused(text: &str, needle: &str) {
         let error = ProjectConfig::parse(text).expect_err(text).to_string();
@@ -356,7 +361,10 @@ mod tests {
         check_refused(&format!("agent = \"other\"\n{PLAIN}"), "agents.other");
         check_refused(&format!("{PLAIN}secrets.KEY = \"plain-value\"\n"), "env://");
         check_refused(&format!("{PLAIN}[limits]\nmemory = \"1KiB\"\n"), "16MiB");
-        check_refused(&format!("{PLAIN}[forge]\nkind = \"gitlab\"\nurl = \"gitlab\"\nproject = \"a/b\"\ntoken = \"env://T\"\n"), "forge.url");
+        check_refused(
+            &format!("{PLAIN}[forge]\nkind = \"gitlab\"\nurl = \"gitlab\"\nproject = \"a/b\"\ntoken = \"env://T\"\n"),
+            "forge.url",
+        );
     }
 
     #[test]

@@ -107,7 +107,8 @@ impl Reconciler {
         let records = self.view.read();
         let due = |job: &JobRecords| {
             let phase = &job.state.phase;
-            matches!(phase, JobPhase::Submitted | JobPhase::Planning | JobPhase::Publishing) && job.state.not_before <= now
+            matches!(phase, JobPhase::Submitted | JobPhase::Planning | JobPhase::Publishing)
+                && job.state.not_before <= now
         };
         let with_project = |job: JobRecords| {
             let project = records.projects.get(&job.spec.project).cloned();

@@ -182,7 +182,8 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         shutdown: shutdown.clone(),
         tasks: tasks.clone(),
     };
-    let services = Services { jobs: jobs_service, fleet: fleet_service, session: session_service, tokens: tokens.clone() };
+    let services =
+        Services { jobs: jobs_service, fleet: fleet_service, session: session_service, tokens: tokens.clone() };
 
     let upkeep =
         Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone(), store: store.clone() };
@@ -242,7 +243,9 @@ impl Services {
             .add_service(reflection_service)
             .add_service(JobsServer::new(self.jobs).max_decoding_message_size(limit).max_encoding_message_size(limit))
             .add_service(FleetServer::new(self.fleet).max_decoding_message_size(limit).max_encoding_message_size(limit))
-            .add_service(SessionServer::new(self.session).max_decoding_message_size(limit).max_encoding_message_size(limit));
+            .add_service(
+                SessionServer::new(self.session).max_decoding_message_size(limit).max_encoding_message_size(limit),
+            );
         Ok(async move {
             health.set_serving::<JobsServer<JobsService>>().await;
             let stop = shutdown.clone();

@@ -113,13 +113,17 @@ impl JobPhase {
             (Planning, ProposedAndApproved) => Ok(Queued),
             (AwaitingApproval, Approved) => Ok(Queued),
             (AwaitingApproval, JobEvent::Rejected) => Ok(Ended(Outcome::Rejected)),
-            (Submitted | Triage | Planning | AwaitingApproval | Queued, GateFailed(why)) => Ok(Ended(Outcome::Failed(why))),
+            (Submitted | Triage | Planning | AwaitingApproval | Queued, GateFailed(why)) => {
+                Ok(Ended(Outcome::Failed(why)))
+            }
             (Queued, Assigned) => Ok(Running),
             (Running, AttemptEnded { retry: true, .. }) => Ok(Queued),
             (Running, AttemptEnded { result, retry: false }) => Ok(after(result)),
             (Publishing, Published) => Ok(Ended(Outcome::Succeeded)),
             (Publishing, PublishFailed(why)) => Ok(Ended(Outcome::Failed(why))),
-            (Submitted | Triage | Planning | AwaitingApproval | Queued, JobEvent::Cancelled) => Ok(Ended(Outcome::Cancelled)),
+            (Submitted | Triage | Planning | AwaitingApproval | Queued, JobEvent::Cancelled) => {
+                Ok(Ended(Outcome::Cancelled))
+            }
             (phase, event) => Err(Refused { phase, event }),
         }
     }
@@ -214,13 +218,19 @@ mod tests {
         check(JobPhase::Running, ended(AttemptResult::Cancelled, false), Some(JobPhase::Ended(Outcome::Cancelled)));
         check(JobPhase::Running, ended(AttemptResult::Lost, false), Some(JobPhase::Ended(Outcome::Lost)));
         check(JobPhase::Running, ended(AttemptResult::Lost, true), Some(JobPhase::Queued));
-        check(JobPhase::Running, ended(AttemptResult::Failed(why()), false), Some(JobPhase::Ended(Outcome::Failed(why()))));
+        check(
+            JobPhase::Running,
+            ended(AttemptResult::Failed(why()), false),
+            Some(JobPhase::Ended(Outcome::Failed(why()))),
+        );
     }
 
     #[test]
     fn nothing_moves_a_job_that_has_ended() {
         let ended = JobPhase::Ended(Outcome::Cancelled);
-        for event in [JobEvent::TriagePassed, JobEvent::Approved, JobEvent::Assigned, JobEvent::Published, JobEvent::Cancelled] {
+        for event in
+            [JobEvent::TriagePassed, JobEvent::Approved, JobEvent::Assigned, JobEvent::Published, JobEvent::Cancelled]
+        {
             check(ended.clone(), event, None);
         }
     }

@@ -44,7 +44,9 @@ pub enum SecretRef {
 
 /// A text that is no reference to a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a reference to a secret: write env://NAME, file:///path or command://program args (a value itself must not stand here)")]
+#[error(
+    "not a reference to a secret: write env://NAME, file:///path or command://program args (a value itself must not stand here)"
+)]
 pub struct InvalidSecretRef;
 
 impl std::str::FromStr for SecretRef {
@@ -56,7 +58,9 @@ impl std::str::FromStr for SecretRef {
             ("command://", SecretRef::Command),
         ]
         .into_iter()
-        .find_map(|(scheme, make)| text.strip_prefix(scheme).filter(|rest| !rest.is_empty()).map(|rest| make(rest.to_owned())));
+        .find_map(|(scheme, make)| {
+            text.strip_prefix(scheme).filter(|rest| !rest.is_empty()).map(|rest| make(rest.to_owned()))
+        });
         found.ok_or(InvalidSecretRef)
     }
 }

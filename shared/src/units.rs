@@ -131,7 +131,9 @@ mod tests {
 
     #[test]
     fn spans_and_sizes_read_as_people_write_them() {
-        for (text, seconds) in [("90s", 90), ("15m", 900), ("1h 30m", 5_400), ("1h30m", 5_400), ("2d", 172_800), ("0s", 0)] {
+        for (text, seconds) in
+            [("90s", 90), ("15m", 900), ("1h 30m", 5_400), ("1h30m", 5_400), ("2d", 172_800), ("0s", 0)]
+        {
             assert_eq!(text.parse::<Span>(), Ok(Span(Duration::from_secs(seconds))), "{text}");
         }
         for (text, bytes) in [("512MiB", 512 << 20), ("4 GiB", 4 << 30), ("10MB", 10_000_000), ("17", 17)] {

@@ -94,7 +94,11 @@ async fn run(engine: &SharedEngine, host: &HostId) -> anyhow::Result<()> {
             let begin = Instant::now();
             try_join_all((0..width).map(|_| bench.once(way))).await?;
             spans[way as usize] = begin.elapsed();
-            progress(&format!("{width} at once, round {} of {wide_rounds}: {way:?} {:.2?}", round + 1, begin.elapsed()));
+            progress(&format!(
+                "{width} at once, round {} of {wide_rounds}: {way:?} {:.2?}",
+                round + 1,
+                begin.elapsed()
+            ));
         }
         measured.wide(spans);
     }

@@ -152,9 +152,8 @@ where
 
 async fn identify(tokens: &Tokens, shown: Option<http::HeaderValue>, host: Option<HostId>) -> Result<Caller, Status> {
     if let Some(header) = shown {
-        let malformed = || {
-            refusal(Code::Unauthenticated, "MALFORMED_TOKEN", "the authorization must be `Bearer` and a token")
-        };
+        let malformed =
+            || refusal(Code::Unauthenticated, "MALFORMED_TOKEN", "the authorization must be `Bearer` and a token");
         let token = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).ok_or_else(malformed)?;
         return tokens.authenticate(token).await.map_err(|error| unauthenticated(&error));
     }

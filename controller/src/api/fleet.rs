@@ -50,7 +50,10 @@ impl fleet_server::Fleet for FleetService {
         }
     }
 
-    async fn list_hosts(&self, _request: Request<v1::ListHostsRequest>) -> Result<Response<v1::ListHostsResponse>, Status> {
+    async fn list_hosts(
+        &self,
+        _request: Request<v1::ListHostsRequest>,
+    ) -> Result<Response<v1::ListHostsResponse>, Status> {
         let ids: Vec<HostId> = self.view.read().hosts.keys().cloned().collect();
         Ok(Response::new(v1::ListHostsResponse { hosts: ids.iter().filter_map(|id| self.show(id)).collect() }))
     }
@@ -77,9 +80,15 @@ impl fleet_server::Fleet for FleetService {
         Ok(Response::new(v1::CreateJoinTokenResponse { token: token.expose().to_owned(), expires_unix_ms: expires.0 }))
     }
 
-    async fn create_token(&self, request: Request<v1::CreateTokenRequest>) -> Result<Response<v1::CreateTokenResponse>, Status> {
+    async fn create_token(
+        &self,
+        request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
         let wanted = request.into_inner();
-        let role: Role = wanted.role.parse().map_err(|error: crate::identity::UnknownRole| invalid("NO_SUCH_ROLE", error.to_string()))?;
+        let role: Role = wanted
+            .role
+            .parse()
+            .map_err(|error: crate::identity::UnknownRole| invalid("NO_SUCH_ROLE", error.to_string()))?;
         let ttl = (wanted.ttl_seconds > 0).then(|| Duration::from_secs(wanted.ttl_seconds));
         let made = self.tokens.create(&wanted.name, role, ttl).await;
         let (record, token) = made.map_err(|error| identity_status(&error))?;
@@ -87,7 +96,10 @@ impl fleet_server::Fleet for FleetService {
         Ok(Response::new(v1::CreateTokenResponse { id: record.id, token: token.expose().to_owned() }))
     }
 
-    async fn list_tokens(&self, _request: Request<v1::ListTokensRequest>) -> Result<Response<v1::ListTokensResponse>, Status> {
+    async fn list_tokens(
+        &self,
+        _request: Request<v1::ListTokensRequest>,
+    ) -> Result<Response<v1::ListTokensResponse>, Status> {
         let records = self.tokens.list().await.map_err(|error| identity_status(&error))?;
         let tokens = records.into_iter().map(|record| v1::Token {
             id: record.id,
@@ -100,7 +112,10 @@ impl fleet_server::Fleet for FleetService {
         Ok(Response::new(v1::ListTokensResponse { tokens: tokens.collect() }))
     }
 
-    async fn revoke_token(&self, request: Request<v1::RevokeTokenRequest>) -> Result<Response<v1::RevokeTokenResponse>, Status> {
+    async fn revoke_token(
+        &self,
+        request: Request<v1::RevokeTokenRequest>,
+    ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
         let id = request.into_inner().id;
         self.tokens.revoke(&id).await.map_err(|error| identity_status(&error))?;
         info!(id, "token revoked");
@@ -139,12 +154,8 @@ impl fleet_server::Fleet for FleetService {
         // The request is signed before the token is spent: a bad request must not cost the token.
         let issued = self.authority.sign_host(&wanted.signing_request, &id).map_err(|error| identity_status(&error))?;
         self.tokens.redeem_join(&wanted.token, &id).await.map_err(|error| join_status(&error))?;
-        let record = HostRecord {
-            id: id.clone(),
-            name: wanted.name,
-            joined: self.clock.now(),
-            certificate_ends: issued.ends,
-        };
+        let record =
+            HostRecord { id: id.clone(), name: wanted.name, joined: self.clock.now(), certificate_ends: issued.ends };
         self.write_host(&record, 0).await?;
         info!(host = %id, name = record.name, "host joined");
         Ok(Response::new(v1::JoinResponse {
@@ -162,7 +173,11 @@ impl fleet_server::Fleet for FleetService {
         let id = host(&request)?;
         let known = self.view.read().hosts.get(&id).cloned();
         let record = known.ok_or_else(|| {
-            refusal(Code::PermissionDenied, "HOST_REMOVED", "this host is not part of the fleet any more; join again with a new token")
+            refusal(
+                Code::PermissionDenied,
+                "HOST_REMOVED",
+                "this host is not part of the fleet any more; join again with a new token",
+            )
         })?;
         let wanted = request.into_inner();
         let issued = self.authority.sign_host(&wanted.signing_request, &id).map_err(|error| identity_status(&error))?;
@@ -188,7 +203,9 @@ impl FleetService {
     /// Finds a host by its id, the unique beginning of one, or its name.
     fn find(&self, wanted: &str) -> Result<HostId, Status> {
         let records = self.view.read();
-        let fits = |host: &&Arc<HostRecord>| host.name == wanted || (!wanted.is_empty() && host.id.as_str().starts_with(wanted));
+        let fits = |host: &&Arc<HostRecord>| {
+            host.name == wanted || (!wanted.is_empty() && host.id.as_str().starts_with(wanted))
+        };
         let found: Vec<_> = records.hosts.values().filter(fits).collect();
         match found[..] {
             [host] => Ok(host.id.clone()),
@@ -218,14 +235,22 @@ impl FleetService {
         let connected = self.sessions.connected();
         let hosts: Vec<_> = self.view.read().hosts.values().cloned().collect();
         if hosts.is_empty() {
-            let advice = "none has joined; make a token with `devfleet join-token create` and start devfleet-host with it";
+            let advice =
+                "none has joined; make a token with `devfleet join-token create` and start devfleet-host with it";
             return vec![finding("controller", "hosts", Err(advice.to_owned()))];
         }
         let check = |host: Arc<HostRecord>| match connected.get(&host.id) {
-            None => finding(&host.name, "session", Err("it is not connected; see whether devfleet-host runs there, and its log".into())),
+            None => finding(
+                &host.name,
+                "session",
+                Err("it is not connected; see whether devfleet-host runs there, and its log".into()),
+            ),
             Some(connected) if connected.inventory.problems.is_empty() => {
                 let inventory = &connected.inventory;
-                let message = format!("Docker {} (API {}), {}", inventory.engine_version, inventory.engine_api, inventory.storage_driver);
+                let message = format!(
+                    "Docker {} (API {}), {}",
+                    inventory.engine_version, inventory.engine_api, inventory.storage_driver
+                );
                 finding(&host.name, "engine", Ok(message))
             }
             Some(connected) => finding(&host.name, "engine", Err(connected.inventory.problems.join("; "))),
@@ -257,7 +282,11 @@ fn finding(subject: &str, check: &str, found: Result<String, String>) -> v1::Fin
 }
 
 fn no_such_host(wanted: &str) -> Status {
-    refusal(Code::NotFound, "NO_SUCH_HOST", format!("there is no host {wanted:?}; `devfleet hosts list` shows what there is"))
+    refusal(
+        Code::NotFound,
+        "NO_SUCH_HOST",
+        format!("there is no host {wanted:?}; `devfleet hosts list` shows what there is"),
+    )
 }
 
 fn join_status(error: &JoinRefused) -> Status {

@@ -1,5 +1,7 @@
 //! The `Jobs` service: projects, jobs, approval, logs, results.
 
+mod streams;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +10,7 @@ use devfleet_proto::v1::{self, jobs_server};
 use devfleet_shared::clock::Clock;
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AgentName, AttemptId, Digest, JobId, ProjectName};
-use futures_util::{Stream, StreamExt as _};
+use futures_util::Stream;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
@@ -78,7 +80,9 @@ impl jobs_server::Jobs for JobsService {
         let created = !self.view.read().projects.contains_key(&name);
         let transaction = Transaction { when: vec![], then };
         self.store.commit(transaction).await.map_err(|error| super::store_status(&error))?;
-        self.view.until(|records| records.projects.get(&name).filter(|seen| seen.updated >= record.updated).map(drop)).await;
+        self.view
+            .until(|records| records.projects.get(&name).filter(|seen| seen.updated >= record.updated).map(drop))
+            .await;
         info!(project = %name, by, "project applied");
         Ok(Response::new(v1::ApplyProjectResponse { project: Some(show::project(&record)), created }))
     }
@@ -96,7 +100,8 @@ impl jobs_server::Jobs for JobsService {
         request: Request<v1::RemoveProjectRequest>,
     ) -> Result<Response<v1::RemoveProjectResponse>, Status> {
         let name = self.project(&request.into_inner().name)?.config.name.clone();
-        let open = self.view.read().jobs().filter(|job| job.spec.project == name && !job.state.phase.is_terminal()).count();
+        let open =
+            self.view.read().jobs().filter(|job| job.spec.project == name && !job.state.phase.is_terminal()).count();
         if open > 0 {
             let message = format!("project {name} has {open} jobs that have not ended; wait for them or cancel them");
             return Err(refusal(Code::FailedPrecondition, "PROJECT_HAS_JOBS", message));
@@ -146,7 +151,7 @@ impl jobs_server::Jobs for JobsService {
     async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Result<Response<JobStream>, Status> {
         let id = self.find(&request.into_inner().job)?.spec.id.clone();
         let (sender, receiver) = mpsc::channel(4);
-        tokio::spawn(watch_job(self.clone(), id, sender));
+        tokio::spawn(streams::watch_job(self.clone(), id, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -199,7 +204,8 @@ impl jobs_server::Jobs for JobsService {
         let job = self.find(&request.into_inner().job)?;
         let (artifacts, id) = (self.artifacts.clone(), job.spec.id.clone());
         let read = tokio::task::spawn_blocking(move || artifacts.diff(&id)).await;
-        let failed = |problem: String| refusal(Code::Internal, "ARTIFACT_FAILED", format!("cannot read the diff: {problem}"));
+        let failed =
+            |problem: String| refusal(Code::Internal, "ARTIFACT_FAILED", format!("cannot read the diff: {problem}"));
         let kept = read.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
         let missing = || {
             let message = format!("job {} has no diff: it is {}", job.spec.id, job.state.phase.name());
@@ -218,7 +224,7 @@ impl jobs_server::Jobs for JobsService {
             text => Some(self.attempt(&job, text)?),
         };
         let (sender, receiver) = mpsc::channel(64);
-        tokio::spawn(send_logs(self.clone(), job.spec.id.clone(), only, wanted.follow, sender));
+        tokio::spawn(streams::send_logs(self.clone(), job.spec.id.clone(), only, wanted.follow, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
@@ -234,7 +240,8 @@ impl JobsService {
         let mut found: Vec<JobRecords> = records.jobs_beginning(beginning).take(4).collect();
         if found.len() > 1 {
             let ids: Vec<_> = found.iter().map(|job| job.spec.id.as_str()).collect();
-            let message = format!("{beginning:?} is the beginning of several job ids ({}); write more of it", ids.join(", "));
+            let message =
+                format!("{beginning:?} is the beginning of several job ids ({}); write more of it", ids.join(", "));
             return Err(invalid("AMBIGUOUS_JOB", message));
         }
         found.pop().ok_or_else(none)
@@ -257,7 +264,11 @@ impl JobsService {
         let records = self.view.read();
         let missing = || {
             let known: Vec<_> = records.projects.keys().map(ProjectName::as_str).collect();
-            let known = if known.is_empty() { "there is none yet; `devfleet projects apply FILE` makes one".to_owned() } else { known.join(", ") };
+            let known = if known.is_empty() {
+                "there is none yet; `devfleet projects apply FILE` makes one".to_owned()
+            } else {
+                known.join(", ")
+            };
             refusal(Code::NotFound, "NO_SUCH_PROJECT", format!("there is no project {name}; known: {known}"))
         };
         records.projects.get(&parsed).cloned().ok_or_else(missing)
@@ -267,11 +278,17 @@ impl JobsService {
     fn check(&self, wanted: &v1::SubmitRequest, by: &str) -> Result<JobSpec, Status> {
         let task = wanted.task.trim();
         if task.is_empty() {
-            return Err(invalid("EMPTY_TASK", "the task is empty; say what the agent is to do with --task or --task-file"));
+            return Err(invalid(
+                "EMPTY_TASK",
+                "the task is empty; say what the agent is to do with --task or --task-file",
+            ));
         }
         for (what, text) in [("task", &wanted.task), ("plan", &wanted.plan)] {
             if text.len() > TEXT_BYTES {
-                let message = format!("the {what} is {} bytes long, 65536 are allowed; put details into the repository", text.len());
+                let message = format!(
+                    "the {what} is {} bytes long, 65536 are allowed; put details into the repository",
+                    text.len()
+                );
                 return Err(invalid("TEXT_TOO_LONG", message));
             }
             if text.contains('\0') {
@@ -280,7 +297,10 @@ impl JobsService {
         }
         let key = &wanted.idempotency_key;
         if !(1..=128).contains(&key.len()) || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(invalid("INVALID_IDEMPOTENCY_KEY", "the idempotency key must be 1 to 128 printable characters"));
+            return Err(invalid(
+                "INVALID_IDEMPOTENCY_KEY",
+                "the idempotency key must be 1 to 128 printable characters",
+            ));
         }
         let hold = Duration::from_secs(wanted.hold_seconds);
         if hold > HOLD_MAX {
@@ -330,97 +350,16 @@ impl JobsService {
     }
 
     /// Answers with the job once the view holds what was just written (or something later).
-    async fn shown_when_seen(&self, id: &JobId, state: &crate::store::records::JobState) -> Result<Response<v1::Job>, Status> {
+    async fn shown_when_seen(
+        &self,
+        id: &JobId,
+        state: &crate::store::records::JobState,
+    ) -> Result<Response<v1::Job>, Status> {
         let written = |job: &JobRecords| {
             job.state.since >= state.since && (job.state.cancelled_by.is_some() || state.cancelled_by.is_none())
         };
         let job = self.view.until(|records| records.job(id).filter(written)).await;
         Ok(Response::new(self.show(&job)))
-    }
-}
-
-/// Sends the job whenever what people see of it changed, until it has ended.
-async fn watch_job(service: JobsService, id: JobId, sender: mpsc::Sender<Result<v1::Job, Status>>) {
-    let mut changed = service.view.changed();
-    let mut waiting = service.waiting.clone();
-    let mut last = None;
-    loop {
-        let found = service.view.read().job(&id);
-        let Some(job) = found else {
-            drop(sender.send(Err(refusal(Code::NotFound, "NO_SUCH_JOB", format!("job {id} is gone")))).await);
-            return;
-        };
-        let shown = service.show(&job);
-        if last.as_ref() != Some(&shown) {
-            if sender.send(Ok(shown.clone())).await.is_err() {
-                return;
-            }
-            last = Some(shown);
-        }
-        if job.state.phase.is_terminal() {
-            return;
-        }
-        tokio::select! {
-            () = sender.closed() => return,
-            _ = changed.changed() => {}
-            _ = waiting.changed() => {}
-        }
-    }
-}
-
-/// Sends the logs of one attempt or all, oldest first; with `follow` until the job has ended and all logs are complete.
-async fn send_logs(
-    service: JobsService,
-    id: JobId,
-    only: Option<AttemptId>,
-    follow: bool,
-    sender: mpsc::Sender<Result<v1::LogRecord, Status>>,
-) {
-    let mut changed = service.view.changed();
-    let mut sent = 0;
-    loop {
-        let Some(job) = service.view.read().job(&id) else { return };
-        let attempts = job.state.attempts.iter().map(|attempt| &attempt.id);
-        let due: Vec<AttemptId> = attempts.filter(|id| only.as_ref().is_none_or(|only| only == *id)).skip(sent).cloned().collect();
-        for attempt in due {
-            if send_log(&service, &id, &attempt, follow, &sender).await.is_err() {
-                return;
-            }
-            sent += 1;
-        }
-        if !follow || job.state.phase.is_terminal() || (only.is_some() && sent > 0) {
-            return;
-        }
-        tokio::select! {
-            () = sender.closed() => return,
-            _ = changed.changed() => {}
-        }
-    }
-}
-
-async fn send_log(
-    service: &JobsService,
-    job: &JobId,
-    attempt: &AttemptId,
-    follow: bool,
-    sender: &mpsc::Sender<Result<v1::LogRecord, Status>>,
-) -> Result<(), ()> {
-    let mut records = if follow { service.logs.follow(job, attempt) } else { service.logs.records(job, attempt) };
-    loop {
-        let record = tokio::select! {
-            () = sender.closed() => return Err(()),
-            record = records.next() => record,
-        };
-        let sent = match record {
-            Some(Ok(record)) => sender.send(Ok(v1::LogRecord { attempt: attempt.to_string(), ..record })).await,
-            Some(Err(error)) => {
-                let status = refusal(Code::Internal, "LOG_FAILED", format!("cannot {}", Chain(&error)));
-                drop(sender.send(Err(status)).await);
-                return Err(());
-            }
-            None => return Ok(()),
-        };
-        sent.map_err(drop)?;
     }
 }
 
@@ -465,7 +404,8 @@ mod tests {
 
     #[test]
     fn a_key_belongs_to_the_person_and_the_content_is_all_that_was_said() {
-        let request = |task: &str| v1::SubmitRequest { task: task.into(), idempotency_key: "k".into(), ..Default::default() };
+        let request =
+            |task: &str| v1::SubmitRequest { task: task.into(), idempotency_key: "k".into(), ..Default::default() };
         assert_eq!(digests(&request("a"), "ada"), digests(&request("a"), "ada"));
         assert_ne!(digests(&request("a"), "ada").0, digests(&request("a"), "eve").0);
         assert_ne!(digests(&request("a"), "ada").1, digests(&request("b"), "ada").1);

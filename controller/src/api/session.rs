@@ -53,7 +53,11 @@ impl session_server::Session for SessionService {
     async fn open(&self, request: Request<Streaming<v1::HostMessage>>) -> Result<Response<Down>, Status> {
         let host = host(&request)?;
         if !self.view().read().hosts.contains_key(&host) {
-            return Err(refusal(Code::PermissionDenied, "HOST_REMOVED", "this host is not part of the fleet any more; join again with a new token"));
+            return Err(refusal(
+                Code::PermissionDenied,
+                "HOST_REMOVED",
+                "this host is not part of the fleet any more; join again with a new token",
+            ));
         }
         let mut up = request.into_inner();
         let (sender, receiver) = mpsc::channel(64);
@@ -123,7 +127,13 @@ impl session_server::Session for SessionService {
         let branch = {
             let records = self.view().read();
             let job = records.job(&claim.job);
-            job.and_then(|job| job.state.attempts.iter().find(|attempt| attempt.id == claim.attempt).map(|attempt| attempt.branch.clone()))
+            job.and_then(|job| {
+                job.state
+                    .attempts
+                    .iter()
+                    .find(|attempt| attempt.id == claim.attempt)
+                    .map(|attempt| attempt.branch.clone())
+            })
         };
         let Some(branch) = branch else { return Ok(refused("the job is not known")) };
         self.keep_diff(&claim, &wanted).await?;
@@ -182,7 +192,8 @@ impl SessionService {
     fn project_of(&self, claim: &Claim) -> Result<(ProjectConfig, devfleet_shared::id::AgentName), Status> {
         let records = self.view().read();
         let job = records.job(&claim.job);
-        let spec = job.map(|job| job.spec).ok_or_else(|| refusal(Code::NotFound, "NO_SUCH_JOB", "there is no such job"))?;
+        let spec =
+            job.map(|job| job.spec).ok_or_else(|| refusal(Code::NotFound, "NO_SUCH_JOB", "there is no such job"))?;
         let gone = || {
             let message = format!("project {} was removed; its secrets are not known any more", spec.project);
             refusal(Code::FailedPrecondition, "NO_SUCH_PROJECT", message)
@@ -192,7 +203,11 @@ impl SessionService {
     }
 
     /// Resolves every secret of an attempt. Nothing of it is stored or logged.
-    async fn grant(&self, project: &ProjectConfig, agent: &devfleet_shared::id::AgentName) -> Result<v1::Grant, Status> {
+    async fn grant(
+        &self,
+        project: &ProjectConfig,
+        agent: &devfleet_shared::id::AgentName,
+    ) -> Result<v1::Grant, Status> {
         let missing = |error: &(dyn std::error::Error + 'static)| {
             refusal(Code::FailedPrecondition, "SECRET_MISSING", format!("cannot {}", Chain(error)))
         };
@@ -227,7 +242,8 @@ impl SessionService {
         let (artifacts, job) = (self.artifacts.clone(), claim.job.clone());
         let (diff, truncated) = (wanted.diff.clone(), wanted.diff_truncated);
         let kept = tokio::task::spawn_blocking(move || artifacts.keep_diff(&job, &diff, truncated)).await;
-        let failed = |problem: String| refusal(Code::Unavailable, "ARTIFACT_FAILED", format!("cannot keep the diff: {problem}"));
+        let failed =
+            |problem: String| refusal(Code::Unavailable, "ARTIFACT_FAILED", format!("cannot keep the diff: {problem}"));
         kept.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
     }
 }

@@ -20,7 +20,12 @@ pub fn job(job: &JobRecords, sessions: &Sessions, waiting: Vec<String>) -> v1::J
         title: spec.title.clone(),
         task: spec.task.clone(),
         agent: spec.agent.to_string(),
-        base_branch: state.base.as_ref().map(|base| base.branch.clone()).or_else(|| spec.base.clone()).unwrap_or_default(),
+        base_branch: state
+            .base
+            .as_ref()
+            .map(|base| base.branch.clone())
+            .or_else(|| spec.base.clone())
+            .unwrap_or_default(),
         base_commit: state.base.as_ref().map(|base| base.commit.clone()).unwrap_or_default(),
         phase: state.phase.name().to_owned(),
         outcome: outcome(state).map(|outcome| outcome.name().to_owned()).unwrap_or_default(),

@@ -87,12 +87,12 @@ fn spec(name: &AgentName, config: &AgentConfig) -> AgentSpec {
 
 async fn binary(name: &AgentName, config: &AgentConfig, path: &str) -> Result<RecipeFile, AgentError> {
     let digest = match &config.binary_sha256 {
-        Some(hex) => {
-            format!("sha256:{hex}").parse().map_err(|_| AgentError::BinaryDigest { agent: name.clone() })?
-        }
-        None => file_digest(Path::new(path))
-            .await
-            .map_err(|source| AgentError::Binary { agent: name.clone(), path: path.to_owned(), source })?,
+        Some(hex) => format!("sha256:{hex}").parse().map_err(|_| AgentError::BinaryDigest { agent: name.clone() })?,
+        None => file_digest(Path::new(path)).await.map_err(|source| AgentError::Binary {
+            agent: name.clone(),
+            path: path.to_owned(),
+            source,
+        })?,
     };
     let file_name = match config.kind {
         AgentKind::ClaudeCode => "claude".to_owned(),
@@ -120,7 +120,9 @@ mod tests {
 
     #[tokio::test]
     async fn claude_code_is_started_headless_without_the_repositorys_settings() {
-        let project = project("[agents.claude]\nkind = \"claude-code\"\nmodel = \"opus\"\nsecrets.ANTHROPIC_API_KEY = \"env://KEY\"\n");
+        let project = project(
+            "[agents.claude]\nkind = \"claude-code\"\nmodel = \"opus\"\nsecrets.ANTHROPIC_API_KEY = \"env://KEY\"\n",
+        );
         let (spec, needs) = prepare(&"claude".parse().expect("a name"), &project).await.expect("it can be used");
         assert!(spec.command.contains("--output-format stream-json --verbose"));
         assert!(spec.command.contains("--setting-sources user --strict-mcp-config"));

@@ -60,16 +60,12 @@ struct Gone;
 
 impl Session {
     /// Makes one for a host, over the stream that goes down to it.
-    pub fn new(parts: SessionParts, host: HostId, down: mpsc::Sender<Result<ControllerMessage, tonic::Status>>) -> Self {
-        Self {
-            parts,
-            host,
-            down,
-            proposals: BTreeMap::new(),
-            sent: Vec::new(),
-            sweeps: BTreeMap::new(),
-            last_sweep: 0,
-        }
+    pub fn new(
+        parts: SessionParts,
+        host: HostId,
+        down: mpsc::Sender<Result<ControllerMessage, tonic::Status>>,
+    ) -> Self {
+        Self { parts, host, down, proposals: BTreeMap::new(), sent: Vec::new(), sweeps: BTreeMap::new(), last_sweep: 0 }
     }
 
     /// Runs until either side ends it.
@@ -205,7 +201,8 @@ impl Session {
         let generation = *self.parts.view.changed().borrow();
         let mine: Vec<JobRecords> = {
             let records = self.parts.view.read();
-            let owned = records.jobs().filter(|job| job.owner.as_ref().is_some_and(|(owner, _)| owner.host == self.host));
+            let owned =
+                records.jobs().filter(|job| job.owner.as_ref().is_some_and(|(owner, _)| owner.host == self.host));
             owned.collect()
         };
         let mut assignments = Vec::with_capacity(mine.len());
@@ -226,7 +223,9 @@ impl Session {
 
     async fn assignment(&mut self, job: &JobRecords) -> Result<Option<v1::Assignment>, JobError> {
         let Some((owner, fence)) = &job.owner else { return Ok(None) };
-        let Some(attempt) = job.state.attempts.iter().find(|attempt| attempt.id == owner.attempt) else { return Ok(None) };
+        let Some(attempt) = job.state.attempts.iter().find(|attempt| attempt.id == owner.attempt) else {
+            return Ok(None);
+        };
         let Some(proposal) = self.proposal(&job.spec.id).await? else { return Ok(None) };
         let assignment = Assignment {
             job: job.spec.id.clone(),

@@ -92,14 +92,24 @@ async fn a_flood_of_output_is_cut_with_a_mark_and_its_end_stays_visible() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_no_text_and_endless_lines_survive() {
     let site = Site::usual().await;
-    let agent = "echo 42 > answer.txt\nprintf 'raw \\377\\376\\000 bytes\\n'\nhead -c 300000 /dev/zero | tr '\\0' 'y'\necho\n";
+    let agent =
+        "echo 42 > answer.txt\nprintf 'raw \\377\\376\\000 bytes\\n'\nhead -c 300000 /dev/zero | tr '\\0' 'y'\necho\n";
     let job = run(&site, "binary", &ci(""), agent, "").await;
     assert_eq!(job.outcome, "succeeded", "{job:#?}");
     site.whole_log(&job.id).await;
-    let bytes: Vec<u8> = site.log_records(&job.id).await.into_iter().filter(|record| record.source == "agent").flat_map(|record| record.data).collect();
+    let bytes: Vec<u8> = site
+        .log_records(&job.id)
+        .await
+        .into_iter()
+        .filter(|record| record.source == "agent")
+        .flat_map(|record| record.data)
+        .collect();
     let raw = b"raw \xff\xfe\x00 bytes\n";
     assert!(bytes.windows(raw.len()).any(|window| window == raw));
-    assert_eq!(bytes.iter().filter(|byte| **byte == b'y').count(), 300_000 + b"bytes".iter().filter(|byte| **byte == b'y').count());
+    assert_eq!(
+        bytes.iter().filter(|byte| **byte == b'y').count(),
+        300_000 + b"bytes".iter().filter(|byte| **byte == b'y').count()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,12 +124,14 @@ async fn a_bundle_over_its_size_is_refused() {
 async fn an_environment_that_is_kept_stands_until_it_is_released() {
     let site = Site::usual().await;
     usual_project(&site, &ci(""), FIX, SMALL).await;
-    let request = v1::SubmitRequest { project: "sample".into(), task: "x".into(), hold_seconds: 3600, ..Default::default() };
+    let request =
+        v1::SubmitRequest { project: "sample".into(), task: "x".into(), hold_seconds: 3600, ..Default::default() };
     let job = site.try_submit(request).await.expect("accepted");
-    let job = site.until(&job.id, "a held environment", |job| {
-        job.phase == "ended" && job.attempts.iter().any(|attempt| attempt.held_until_unix_ms > 0)
-    })
-    .await;
+    let job = site
+        .until(&job.id, "a held environment", |job| {
+            job.phase == "ended" && job.attempts.iter().any(|attempt| attempt.held_until_unix_ms > 0)
+        })
+        .await;
     assert_eq!(job.outcome, "succeeded");
     let standing = site.leftovers();
     assert!(standing.iter().any(|name| name.starts_with("volume")), "{standing:?}");

@@ -26,7 +26,15 @@ test:
 /// Says whether a text occurs in any file below these directories, as root sees them.
 fn found_below(text: &str, directories: &[&str]) -> Vec<String> {
     let mut command = Command::new("grep");
-    command.args(["--recursive", "--files-with-matches", "--binary-files=text", "--fixed-strings", "--devices=skip", "-e", text]);
+    command.args([
+        "--recursive",
+        "--files-with-matches",
+        "--binary-files=text",
+        "--fixed-strings",
+        "--devices=skip",
+        "-e",
+        text,
+    ]);
     let output = command.args(directories).output().expect("grep can be run");
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }
@@ -41,10 +49,8 @@ fn project(gitlab: &GitLabStandIn, path: &str, agent: &str, more: &str) -> Strin
 }
 
 async fn site(gitlab: &GitLabStandIn, canary: &str) -> Site {
-    let variables = vec![
-        ("FORGE_TOKEN".to_owned(), gitlab.token(Scope::Api)),
-        ("AGENT_KEY".to_owned(), canary.to_owned()),
-    ];
+    let variables =
+        vec![("FORGE_TOKEN".to_owned(), gitlab.token(Scope::Api)), ("AGENT_KEY".to_owned(), canary.to_owned())];
     Site::start(Settings { variables, ..Settings::default() }).await
 }
 
@@ -87,7 +93,10 @@ async fn a_job_goes_from_submission_to_one_merge_request_and_leaves_no_secret_be
     assert_eq!(standing[0].sha, merge_request.commit);
     assert_eq!(standing[0].target_branch, "main");
     let description = &standing[0].description;
-    assert!(description.contains(&format!("Closes #{issue}")) && description.contains(&job.proposal_digest), "{description}");
+    assert!(
+        description.contains(&format!("Closes #{issue}")) && description.contains(&job.proposal_digest),
+        "{description}"
+    );
     assert!(!description.lines().any(|line| line.trim_start().starts_with('/')), "{description}");
 
     let log = site.whole_log(&job.id).await;
@@ -97,7 +106,8 @@ async fn a_job_goes_from_submission_to_one_merge_request_and_leaves_no_secret_be
     let diff = site.diff(&job.id).await.expect("a diff").text;
     assert!(diff.contains("-41") && diff.contains("+42"), "{diff}");
     assert_eq!(site.leftovers(), Vec::<String>::new());
-    let places = [&site.dir().display().to_string(), "/var/lib/docker", "/run/docker", "/var/lib/containerd", "/run/containerd"];
+    let places =
+        [&site.dir().display().to_string(), "/var/lib/docker", "/run/docker", "/var/lib/containerd", "/run/containerd"];
     assert_eq!(found_below(&canary, &places), Vec::<String>::new(), "the secret is on disk");
 }
 
@@ -173,5 +183,14 @@ async fn a_gitlab_that_refuses_the_token_or_the_project_says_so_at_submission() 
     site.apply(&text).await;
     let status = site.try_submit(request()).await.expect_err("the secret is missing");
     assert!(status.message().contains("NOT_SET_ANYWHERE"), "{status:?}");
-    assert!(site.connection().jobs().list_jobs(v1::ListJobsRequest::default()).await.expect("a list").into_inner().jobs.is_empty());
+    assert!(
+        site.connection()
+            .jobs()
+            .list_jobs(v1::ListJobsRequest::default())
+            .await
+            .expect("a list")
+            .into_inner()
+            .jobs
+            .is_empty()
+    );
 }

@@ -51,7 +51,7 @@ impl Scene {
         assert_eq!(job.outcome, "succeeded", "{job:#?}\n{}", self.site.program_logs());
         assert_eq!(job.attempts.len(), 1, "no attempt is charged");
         let merge_request = job.merge_request.expect("a merge request");
-        assert_eq!(self.branches(), [merge_request.source_branch.clone()]);
+        assert_eq!(self.branches(), std::slice::from_ref(&merge_request.source_branch));
         let standing = self.gitlab.merge_requests(&self.app);
         assert_eq!(standing.len(), 1, "{standing:?}");
         assert_eq!((standing[0].sha.as_str(), standing[0].iid), (merge_request.commit.as_str(), merge_request.number));

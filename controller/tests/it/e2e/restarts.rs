@@ -71,9 +71,11 @@ async fn projects(site: &Site) -> Vec<Repository> {
 /// Waits until the attempt is in this phase or already past it: some phases are short.
 async fn reached(site: &Site, id: &str, phase: &str) {
     let rank = |name: &str| PHASES.iter().position(|known| *known == name).unwrap_or(PHASES.len());
-    site.until(id, phase, |job| !job.attempts.is_empty() && {
-        let now = crate::support::site::attempt_phase(job);
-        now != "assigned" && rank(&now) >= rank(phase)
+    site.until(id, phase, |job| {
+        !job.attempts.is_empty() && {
+            let now = crate::support::site::attempt_phase(job);
+            now != "assigned" && rank(&now) >= rank(phase)
+        }
     })
     .await;
 }

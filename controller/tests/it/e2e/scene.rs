@@ -18,14 +18,17 @@ pub(super) const FIX: &str = "echo working on it\necho 42 > answer.txt\n";
 
 /// A project's TOML with one script agent.
 pub(super) fn project(name: &str, repository: &str, agent: &str, more: &str) -> String {
-    format!("name = {name:?}\nrepository = {repository:?}\n{more}\n[agents.worker]\nkind = \"script\"\ncommand = {agent:?}\n")
+    format!(
+        "name = {name:?}\nrepository = {repository:?}\n{more}\n[agents.worker]\nkind = \"script\"\ncommand = {agent:?}\n"
+    )
 }
 
 /// Makes the usual repository and project in a site: approval by policy, one agent.
 pub(super) async fn usual_project(site: &Site, ci: &str, agent: &str, more: &str) -> Repository {
     let repository = site.repository("sample", &[(".gitlab-ci.yml", ci), ("check.sh", CHECK), ("answer.txt", "41\n")]);
     let more = format!("approval = \"auto\"\n{more}");
-    let (head, tables) = more.split_once("\n[").map_or((more.as_str(), String::new()), |(head, rest)| (head, format!("\n[{rest}")));
+    let (head, tables) =
+        more.split_once("\n[").map_or((more.as_str(), String::new()), |(head, rest)| (head, format!("\n[{rest}")));
     let text = project("sample", &repository.path.display().to_string(), agent, head);
     site.apply(&format!("{text}{tables}\n")).await;
     repository

@@ -30,12 +30,24 @@ async fn what_cannot_be_done_is_refused_with_what_to_do_and_nothing_is_stored() 
     usual_project(&site, &ci(""), FIX, SMALL).await;
     let submit = async |request: v1::SubmitRequest| site.try_submit(request).await;
     check(submit(v1::SubmitRequest { project: "other".into(), ..request("x") }).await, Code::NotFound, "known: sample");
-    check(submit(v1::SubmitRequest { base: "no-such-branch".into(), ..request("x") }).await, Code::NotFound, "no-such-branch");
+    check(
+        submit(v1::SubmitRequest { base: "no-such-branch".into(), ..request("x") }).await,
+        Code::NotFound,
+        "no-such-branch",
+    );
     check(submit(v1::SubmitRequest { base: "--upload-pack=x".into(), ..request("x") }).await, Code::NotFound, "branch");
-    check(submit(v1::SubmitRequest { agent: "robot".into(), ..request("x") }).await, Code::InvalidArgument, "it has: worker");
+    check(
+        submit(v1::SubmitRequest { agent: "robot".into(), ..request("x") }).await,
+        Code::InvalidArgument,
+        "it has: worker",
+    );
     check(submit(request(" \n")).await, Code::InvalidArgument, "--task-file");
     check(submit(request(&"x".repeat((64 << 10) + 1))).await, Code::InvalidArgument, "65537 bytes");
-    check(submit(v1::SubmitRequest { idempotency_key: "a b".into(), ..request("x") }).await, Code::InvalidArgument, "printable");
+    check(
+        submit(v1::SubmitRequest { idempotency_key: "a b".into(), ..request("x") }).await,
+        Code::InvalidArgument,
+        "printable",
+    );
     check(submit(v1::SubmitRequest { hold_seconds: 9_999_999, ..request("x") }).await, Code::InvalidArgument, "7 days");
     assert_eq!(jobs(&site).await, 0);
     for job in ["", "zzzz", "00000000"] {
@@ -62,7 +74,8 @@ async fn one_idempotency_key_makes_one_job() {
 #[tokio::test(flavor = "multi_thread")]
 async fn approval_binds_the_digest_that_was_read() {
     let site = Site::usual().await;
-    let repository = site.repository("gated", &[(".gitlab-ci.yml", &ci("")), ("check.sh", CHECK), ("answer.txt", "41\n")]);
+    let repository =
+        site.repository("gated", &[(".gitlab-ci.yml", &ci("")), ("check.sh", CHECK), ("answer.txt", "41\n")]);
     site.apply(&format!("{}{SMALL}", project("gated", &repository.path.display().to_string(), FIX, ""))).await;
     let job = site.submit("gated", "Make it right").await;
     let job = site.until(&job.id, "a proposal", |job| job.phase == "awaiting-approval").await;
@@ -102,7 +115,12 @@ async fn a_repository_from_which_no_environment_follows_ends_the_job_with_what_i
         ("no-file", &[("README", "x")], "forge", ".gitlab-ci.yml"),
         ("broken", &[(".gitlab-ci.yml", "test:\n  script: [")], "derivation", "line 2"),
         ("hidden", &[(".gitlab-ci.yml", ".test:\n  image: x\n  script: [make]\n")], "derivation", "job"),
-        ("unresolved", &[(".gitlab-ci.yml", "test:\n  image: \"registry.example.com/$MISSING/\"\n  script: [make test]\n")], "derivation", "image"),
+        (
+            "unresolved",
+            &[(".gitlab-ci.yml", "test:\n  image: \"registry.example.com/$MISSING/\"\n  script: [make test]\n")],
+            "derivation",
+            "image",
+        ),
     ];
     for (name, files, reason, says) in cases {
         let repository = site.repository(name, files);

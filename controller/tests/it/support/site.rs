@@ -41,7 +41,14 @@ pub(crate) struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { max_running: 5, slots: 10, protection_window: "10m", engine: None, host_dir: None, variables: Vec::new() }
+        Self {
+            max_running: 5,
+            slots: 10,
+            protection_window: "10m",
+            engine: None,
+            host_dir: None,
+            variables: Vec::new(),
+        }
     }
 }
 
@@ -63,13 +70,17 @@ impl Site {
     pub(crate) async fn start(settings: Settings) -> Site {
         devfleet_shared::tls::install_provider();
         let dir = tempfile::Builder::new().prefix("devfleet-site-").tempdir().expect("a directory");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
         let address = format!("127.0.0.1:{port}");
         write(&dir.path().join("controller.toml"), &controller_toml(dir.path(), &address, &settings));
         write(&dir.path().join("host.toml"), &host_toml(dir.path(), &address, &settings));
         let token_file = dir.path().join("token");
         let controller = Program::controller(dir.path(), &settings.variables);
-        let token = wait_for("the bootstrap token", || std::fs::read_to_string(&token_file).ok().filter(|text| text.ends_with('\n'))).await;
+        let token = wait_for("the bootstrap token", || {
+            std::fs::read_to_string(&token_file).ok().filter(|text| text.ends_with('\n'))
+        })
+        .await;
         let token = token.trim().to_owned();
         let connection = connect(dir.path(), &address, &token);
         let mut site = Site {
@@ -123,7 +134,11 @@ impl Site {
     /// Applies a project, or says what is wrong with it.
     pub(crate) async fn try_apply(&self, toml: &str) -> Result<v1::Project, Status> {
         let request = v1::ApplyProjectRequest { toml: toml.to_owned() };
-        self.connection.jobs().apply_project(request).await.map(|answer| answer.into_inner().project.expect("a project"))
+        self.connection
+            .jobs()
+            .apply_project(request)
+            .await
+            .map(|answer| answer.into_inner().project.expect("a project"))
     }
 
     /// Submits a job, and says what is wrong with it if it is refused.
@@ -156,7 +171,12 @@ impl Site {
                 return job;
             }
             let stuck = now() > deadline || (job.phase == "ended" && all_ended(&job));
-            assert!(!stuck, "waited for {what}, the job is {job:#?}\nits log: {}\n{}", self.log(id).await, self.program_logs());
+            assert!(
+                !stuck,
+                "waited for {what}, the job is {job:#?}\nits log: {}\n{}",
+                self.log(id).await,
+                self.program_logs()
+            );
             // sleep: the pace of looking in a loop with a bound
             tokio::time::sleep(LOOK).await;
         }

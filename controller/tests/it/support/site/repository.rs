@@ -21,7 +21,10 @@ impl Repository {
         }
         git(&work, &["init", "--quiet", "--initial-branch=main"]);
         git(&work, &["add", "--all"]);
-        git(&work, &["-c", "user.name=Test", "-c", "user.email=test@example.com", "commit", "--quiet", "--message=Begin"]);
+        git(
+            &work,
+            &["-c", "user.name=Test", "-c", "user.email=test@example.com", "commit", "--quiet", "--message=Begin"],
+        );
         git(&work, &["clone", "--quiet", "--bare", ".", &path.display().to_string()]);
         Self { path }
     }
