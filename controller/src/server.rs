@@ -141,9 +141,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     let forges = Forges::new(store.clone(), dir("repositories")?);
     let tokens = Tokens::new(store.clone(), clock.clone());
     let logs = JobLogs::new(dir("logs")?);
-    let artifacts_dir = dir("artifacts")?;
-    let artifacts = Artifacts::open(&artifacts_dir)
-        .map_err(|source| StartError::Directory { path: artifacts_dir.display().to_string(), source })?;
+    let artifacts = open_artifacts(&dir("artifacts")?)?;
     let (waiting, waits) = watch::channel(Waiting::new());
 
     let reconciler = Reconciler {
@@ -192,9 +190,10 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         connection_age: config.connection_age.0,
     };
 
-    let upkeep =
-        Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone(), store: store.clone() };
-    tasks.spawn(upkeep.run(shutdown.clone()));
+    let names = config.names.clone();
+    tasks.spawn(
+        Upkeep { tls: tls.clone(), authority: authority.clone(), names, store: store.clone() }.run(shutdown.clone()),
+    );
     tasks.spawn(view.clone().follow(store, shutdown.clone()));
     tasks.spawn(reconciler.run(shutdown.clone()));
     tasks.spawn(services.serve(tls.incoming(listener), shutdown.clone())?);
@@ -270,6 +269,10 @@ impl Services {
             }
         })
     }
+}
+
+fn open_artifacts(dir: &Path) -> Result<Artifacts, StartError> {
+    Artifacts::open(dir).map_err(|source| StartError::Directory { path: dir.display().to_string(), source })
 }
 
 fn make_dir(path: &Path) -> Result<std::path::PathBuf, StartError> {
