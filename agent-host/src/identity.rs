@@ -159,7 +159,8 @@ impl HostIdentity {
 
     /// Joins a fleet: makes a key, has it certified, and writes the identity to its directory.
     ///
-    /// Talks to nobody but the controller that the token was made for. A token serves once.
+    /// Talks to nobody but the controller that the token was made for. Safe to repeat with the same directory and token: the
+    /// key of a try whose answer was lost is taken up again, so the controller knows the host and the token is not spent twice.
     pub async fn join(
         directory: &Path,
         controller_url: &str,
@@ -171,26 +172,28 @@ impl HostIdentity {
         if files.certificate()?.is_some() {
             return Err(IdentityError::AlreadyJoined { directory: directory.to_owned() });
         }
-        let made = tls::signing_request()?;
-        // Before the token is spent: a directory that cannot be written should not cost one.
-        files.write_key(&made.key_pem)?;
+        let (key_pem, signing_request) = match files.earlier_key()? {
+            Some(key_pem) => (key_pem.clone(), tls::signing_request_for(&key_pem)?),
+            None => {
+                let made = tls::signing_request()?;
+                // Before the token is spent: a directory that cannot be written should not cost one.
+                files.write_key(&made.key_pem)?;
+                (made.key_pem, made.request_pem)
+            }
+        };
         let config = Arc::new(tls::pinned_client(&pin)?);
         let channel = dial::connect(controller_url, move || Arc::clone(&config)).await?;
-        let request = JoinRequest {
-            token: join_token.expose().to_owned(),
-            signing_request: made.request_pem,
-            name: name.to_owned(),
-        };
+        let request = JoinRequest { token: join_token.expose().to_owned(), signing_request, name: name.to_owned() };
         let answer = FleetClient::new(channel).join(dial::with_deadline(request)).await.map_err(refused)?.into_inner();
         if tls::fingerprint(&answer.authority)? != pin {
             return Err(IdentityError::BadAnswer("it names another authority than the join token"));
         }
         let host: HostId = answer.host_id.parse().map_err(IdentityError::BadHostId)?;
-        let current = Current::new(&answer.authority, &answer.certificate, &made.key_pem)?;
+        let current = Current::new(&answer.authority, &answer.certificate, &key_pem)?;
         files.write_authority(&answer.authority)?;
         files.write_host_id(host.as_str())?;
         files.write_certificate(&answer.certificate)?;
-        Ok(HostIdentity { host, files, key_pem: made.key_pem, current: Arc::new(RwLock::new(current)) })
+        Ok(HostIdentity { host, files, key_pem, current: Arc::new(RwLock::new(current)) })
     }
 
     /// Has the certificate renewed if 50 to 80 % of its life (at random, so that a fleet does not come all at once) are

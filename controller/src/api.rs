@@ -118,7 +118,9 @@ fn forge_status(error: &ForgeError) -> Status {
 fn identity_status(error: &IdentityError) -> Status {
     let (code, reason) = match error {
         IdentityError::NoSuchToken(_) => (Code::NotFound, "NO_SUCH_TOKEN"),
-        IdentityError::BadTokenName | IdentityError::BadTtl(_) => (Code::InvalidArgument, "INVALID_TOKEN_SETTINGS"),
+        IdentityError::BadTokenName | IdentityError::BadTtl(_) | IdentityError::BadJoinTerms(_) => {
+            (Code::InvalidArgument, "INVALID_TOKEN_SETTINGS")
+        }
         IdentityError::BadRequest(_) => (Code::InvalidArgument, "INVALID_SIGNING_REQUEST"),
         IdentityError::Store(error) => return store_status(error),
         _ => (Code::Internal, "IDENTITY_FAILED"),

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use devfleet_shared::units::Span;
 use serde::Deserialize;
 
 /// The controller's configuration.
@@ -20,6 +21,9 @@ pub struct Config {
     /// How many jobs may run in the fleet at once.
     #[serde(default = "default_max_running")]
     pub max_running: usize,
+    /// How old a connection may grow: then it is asked to end, and a new one shows its certificate anew.
+    #[serde(default = "default_connection_age")]
+    pub connection_age: Span,
 }
 
 /// A configuration that cannot be used.
@@ -60,6 +64,7 @@ impl Config {
             listen: default_listen(),
             names: default_names(),
             max_running: default_max_running(),
+            connection_age: default_connection_age(),
         }
     }
 
@@ -87,6 +92,9 @@ impl Config {
                 problem: "write 1 or more; with 0 no job would ever start",
             });
         }
+        if self.connection_age.0.is_zero() {
+            return Err(ConfigError::Value { key: "connection_age", problem: "write a time such as 1h" });
+        }
         Ok(())
     }
 }
@@ -101,6 +109,10 @@ fn default_names() -> Vec<String> {
 
 fn default_max_running() -> usize {
     5
+}
+
+fn default_connection_age() -> Span {
+    Span(std::time::Duration::from_secs(3_600))
 }
 
 #[cfg(test)]

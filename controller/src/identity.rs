@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::StoreError;
 
-pub use authority::{Authority, Certified, Issued, host_of};
+pub use authority::{Authority, Certified, Issued, host_of, key_of_request};
 pub use server::{ServerTls, peer_host, server_tls};
-pub use tokens::{JoinRefused, TokenRecord, Tokens, Unauthenticated};
+pub use tokens::{JoinRefused, JoinTerms, Joined, TokenRecord, Tokens, Unauthenticated};
 
 /// What a person may do; each role includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -134,6 +134,9 @@ pub enum IdentityError {
     /// A time to live is out of bounds.
     #[error("make a token that lives so long: {0}")]
     BadTtl(&'static str),
+    /// What a join token is to be good for is out of bounds.
+    #[error("make a join token: {0}")]
+    BadJoinTerms(&'static str),
     /// No token has this id.
     #[error("find token {0:?}: there is none with this id; `devfleet tokens list` shows them")]
     NoSuchToken(String),

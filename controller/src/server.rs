@@ -48,6 +48,8 @@ const STREAMS: u32 = 256;
 const HEADER_BYTES: u32 = 16 << 10;
 /// The deadline of every call: an answer, or the beginning of a stream, comes within it.
 const CALL_TIME: Duration = Duration::from_secs(30);
+/// How long what is under way on a connection that is too old may go on.
+const AGE_GRACE: Duration = Duration::from_secs(10);
 /// How long calls under way may take to end at shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -182,8 +184,13 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         shutdown: shutdown.clone(),
         tasks: tasks.clone(),
     };
-    let services =
-        Services { jobs: jobs_service, fleet: fleet_service, session: session_service, tokens: tokens.clone() };
+    let services = Services {
+        jobs: jobs_service,
+        fleet: fleet_service,
+        session: session_service,
+        tokens: tokens.clone(),
+        connection_age: config.connection_age.0,
+    };
 
     let upkeep =
         Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone(), store: store.clone() };
@@ -216,6 +223,7 @@ struct Services {
     fleet: FleetService,
     session: SessionService,
     tokens: Tokens,
+    connection_age: Duration,
 }
 
 impl Services {
@@ -238,6 +246,8 @@ impl Services {
             .http2_max_header_list_size(HEADER_BYTES)
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .max_connection_age(self.connection_age)
+            .max_connection_age_grace(AGE_GRACE)
             .layer(AccessLayer { tokens: self.tokens })
             .add_service(health_service)
             .add_service(reflection_service)

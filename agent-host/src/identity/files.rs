@@ -56,6 +56,11 @@ impl Files {
         self.read(KEY).map(Secret::new)
     }
 
+    /// Returns the key of an earlier try to join, if there was one.
+    pub(super) fn earlier_key(&self) -> Result<Option<Secret>, IdentityError> {
+        if self.directory.join(KEY).exists() { self.key().map(Some) } else { Ok(None) }
+    }
+
     pub(super) fn write_key(&self, key: &Secret) -> Result<(), IdentityError> {
         self.write(KEY, key.expose(), 0o600)
     }

@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::{caller, host, identity_status, invalid, record_status, refusal, show, store_status, sweep_message};
 use crate::forges::Forges;
-use crate::identity::{Authority, Caller, JoinRefused, Role, Tokens};
+use crate::identity::{Authority, Caller, JoinRefused, JoinTerms, Joined, Role, Tokens, key_of_request};
 use crate::sessions::Sessions;
 use crate::store::records::{HostRecord, key, put};
 use crate::store::{Compare, SharedStore, Transaction};
@@ -68,14 +68,17 @@ impl fleet_server::Fleet for FleetService {
         &self,
         request: Request<v1::CreateJoinTokenRequest>,
     ) -> Result<Response<v1::CreateJoinTokenResponse>, Status> {
-        let ttl = match request.into_inner().ttl_seconds {
+        let wanted = request.into_inner();
+        let ttl = match wanted.ttl_seconds {
             0 => JOIN_TIME,
             seconds => Duration::from_secs(seconds),
         };
         if ttl > JOIN_TIME_MAX {
             return Err(invalid("TTL_TOO_LONG", "a join token can be good for 24 hours at most"));
         }
-        let made = self.tokens.create_join(ttl, &self.authority.fingerprint()).await;
+        let labels = wanted.labels.into_iter().collect();
+        let terms = JoinTerms { ttl, uses: wanted.uses.max(1), labels };
+        let made = self.tokens.create_join(&terms, &self.authority.fingerprint()).await;
         let (token, expires) = made.map_err(|error| identity_status(&error))?;
         Ok(Response::new(v1::CreateJoinTokenResponse { token: token.expose().to_owned(), expires_unix_ms: expires.0 }))
     }
@@ -150,12 +153,14 @@ impl fleet_server::Fleet for FleetService {
         if !(1..=100).contains(&wanted.name.chars().count()) || wanted.name.chars().any(char::is_control) {
             return Err(invalid("INVALID_HOST_NAME", "a host's name must be 1 to 100 printable characters"));
         }
-        let id = HostId::random();
-        // The request is signed before the token is spent: a bad request must not cost the token.
+        // The request is read before the token is spent: a bad request must not cost the token.
+        let key = key_of_request(&wanted.signing_request).map_err(|error| identity_status(&error))?;
+        let joined = self.tokens.redeem_join(&wanted.token, &HostId::random(), &key).await;
+        let Joined { host: id, labels } = joined.map_err(|error| join_status(&error))?;
         let issued = self.authority.sign_host(&wanted.signing_request, &id).map_err(|error| identity_status(&error))?;
-        self.tokens.redeem_join(&wanted.token, &id).await.map_err(|error| join_status(&error))?;
-        let record =
-            HostRecord { id: id.clone(), name: wanted.name, joined: self.clock.now(), certificate_ends: issued.ends };
+        let (joined, certificate_ends) = (self.clock.now(), issued.ends);
+        let record = HostRecord { id: id.clone(), name: wanted.name, joined, certificate_ends, labels };
+        // A host that asks again because the answer was lost has its record already.
         self.write_host(&record, 0).await?;
         info!(host = %id, name = record.name, "host joined");
         Ok(Response::new(v1::JoinResponse {

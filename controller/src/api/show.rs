@@ -167,5 +167,6 @@ pub fn host(record: &HostRecord, connected: Option<&Connected>, attempts: Vec<St
         inventory: connected.map(|connected| connected.inventory.clone()),
         attempts,
         certificate_ends_unix_ms: record.certificate_ends.0,
+        labels: record.labels.clone().into_iter().collect(),
     }
 }

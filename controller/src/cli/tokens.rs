@@ -49,12 +49,26 @@ pub(super) enum RoleName {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum JoinTokenCommand {
-    /// Make a token with which one host joins, once
+    /// Make a token with which hosts join the fleet; it is shown once
     Create {
         /// How long it is valid: 15m, 24h at most
         #[arg(long, value_name = "TIME", default_value = "15m")]
         ttl: Span,
+        /// How many hosts may join with it; 1000 at most
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        uses: u32,
+        /// Label the hosts that join with it: zone=eu; may be repeated
+        #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+        labels: Vec<(String, String)>,
     },
+}
+
+/// Reads `NAME=VALUE`.
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE, for example zone=eu".to_owned()),
+    }
 }
 
 pub(super) async fn run(command: TokensCommand, session: &Session) -> Result<Exit, CliError> {
@@ -90,18 +104,20 @@ pub(super) async fn run(command: TokensCommand, session: &Session) -> Result<Exi
 }
 
 pub(super) async fn join(command: JoinTokenCommand, session: &Session) -> Result<Exit, CliError> {
-    let JoinTokenCommand::Create { ttl } = command;
+    let JoinTokenCommand::Create { ttl, uses, labels } = command;
     let connection = session.connect()?;
     let mut fleet = connection.fleet();
-    let request = v1::CreateJoinTokenRequest { ttl_seconds: ttl.0.as_secs() };
+    let request =
+        v1::CreateJoinTokenRequest { ttl_seconds: ttl.0.as_secs(), uses, labels: labels.into_iter().collect() };
     let answer = connection.write(fleet.create_join_token(request)).await?;
     session.output.show(
         || record([("token", (&answer.token).into()), ("expires", moment(answer.expires_unix_ms))]),
         || answer.token.clone(),
     )?;
     session.output.note(&format!(
-        "for one host, until {}\non that host: write it to the file that `join_token_file` in host.toml names, or start \
+        "for {}, until {}\non that host: write it to the file that `join_token_file` in host.toml names, or start \
          devfleet-host with it in DEVFLEET_JOIN_TOKEN",
+        if uses == 1 { "one host".to_owned() } else { format!("{uses} hosts") },
         Timestamp(answer.expires_unix_ms)
     ));
     Ok(Exit::OK)

@@ -17,7 +17,8 @@ use devfleet_shared::secret::Secret;
 use devfleet_shared::tls;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, date_time_ymd,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber,
+    date_time_ymd,
 };
 use rustls_pki_types::CertificateDer;
 use uuid::Uuid;
@@ -143,11 +144,7 @@ impl Authority {
 
     /// Certifies the key of a signing request for a host, valid for 24 hours. All else in the request is ignored.
     pub fn sign_host(&self, request_pem: &str, host: &HostId) -> Result<Certified, IdentityError> {
-        if request_pem.len() > REQUEST_BYTES {
-            return Err(IdentityError::BadRequest(None));
-        }
-        let request = CertificateSigningRequestParams::from_pem(request_pem)
-            .map_err(|error| IdentityError::BadRequest(Some(error)))?;
+        let request = read_request(request_pem)?;
         let uri = format!("{HOST_URI}{host}").try_into().map_err(IdentityError::Issue)?;
         let (wanted, ends) =
             self.certificate("devfleet host", vec![SanType::URI(uri)], ExtendedKeyUsagePurpose::ClientAuth, HOST_LIFE);
@@ -170,6 +167,18 @@ impl Authority {
         wanted.use_authority_key_identifier_extension = true;
         (wanted, ends)
     }
+}
+
+/// Returns the digest of the public key in a signing request, whose signature proves that the sender has the key.
+pub fn key_of_request(request_pem: &str) -> Result<Digest, IdentityError> {
+    Ok(Digest::of(&read_request(request_pem)?.public_key.subject_public_key_info()))
+}
+
+fn read_request(request_pem: &str) -> Result<CertificateSigningRequestParams, IdentityError> {
+    if request_pem.len() > REQUEST_BYTES {
+        return Err(IdentityError::BadRequest(None));
+    }
+    CertificateSigningRequestParams::from_pem(request_pem).map_err(|error| IdentityError::BadRequest(Some(error)))
 }
 
 /// Returns the host that a certificate names, if it names exactly one. Says nothing about who signed it.

@@ -1,14 +1,15 @@
 //! Tokens: what people show with each call, and what a host shows once, to join.
 //!
 //! A token's text is `<kind>_<id>_<secret>`: the id finds the record, the 256-bit secret proves it. Only the secret's
-//! SHA-256 is stored (a random secret of that length needs no slow hash). A join token also carries the fingerprint of
-//! the authority, so that the host knows whom it joins, and is used up by a compare-and-swap.
+//! SHA-256 is stored (a random secret of that length needs no slow hash). `joining` has what is special about hosts.
+
+mod joining;
 
 use std::fmt;
 use std::time::Duration;
 
 use devfleet_shared::clock::{Clock, Timestamp};
-use devfleet_shared::id::{Digest, HostId, hex};
+use devfleet_shared::id::{Digest, hex};
 use devfleet_shared::secret::Secret;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,11 +18,9 @@ use subtle::ConstantTimeEq as _;
 use super::{Caller, IdentityError, Role};
 use crate::store::{Change, Commit, Compare, Entry, Revision, SharedStore, StoreError, Transaction};
 
+pub use joining::{JoinRefused, JoinTerms, Joined};
+
 const PEOPLE: &str = "/devfleet/v1/tokens/";
-const JOINING: &str = "/devfleet/v1/join-tokens/";
-const JOIN_TTL_MAX: Duration = Duration::from_secs(24 * 3_600);
-/// Spent join tokens are remembered this long, to say why they do not work.
-const JOIN_MEMORY: Duration = Duration::from_secs(24 * 3_600);
 /// How often a lost race is run again before the store is called unreachable.
 const RACES: usize = 16;
 
@@ -74,14 +73,6 @@ impl TokenRecord {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct JoinRecord {
-    hash: SecretHash,
-    expires: Timestamp,
-    used_by: Option<HostId>,
-}
-
 /// Why a token does not say who calls.
 #[derive(Debug, thiserror::Error)]
 pub enum Unauthenticated {
@@ -106,36 +97,10 @@ pub enum Unauthenticated {
     Unavailable(#[source] IdentityError),
 }
 
-/// Why a host may not join.
-#[derive(Debug, thiserror::Error)]
-pub enum JoinRefused {
-    /// The text is no join token, or none of ours.
-    #[error("the join token is wrong: copy it whole, or make a new one with `devfleet join-token create`")]
-    Wrong,
-    /// Its time is over.
-    #[error("the join token expired at {0}: make a new one with `devfleet join-token create`")]
-    Expired(Timestamp),
-    /// A host has joined with it.
-    #[error(
-        "the join token was already used by host {0}: each token lets one host join; make a new one with `devfleet join-token create`"
-    )]
-    Used(HostId),
-    /// The token could not be looked up or used up.
-    #[error("look up the join token")]
-    Unavailable(#[source] IdentityError),
-}
-
 impl Unauthenticated {
     /// Says whether the same token may do later.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Unauthenticated::Unavailable(error) if error.is_retryable())
-    }
-}
-
-impl JoinRefused {
-    /// Says whether the same token may do later.
-    pub fn is_retryable(&self) -> bool {
-        matches!(self, JoinRefused::Unavailable(error) if error.is_retryable())
     }
 }
 
@@ -230,53 +195,6 @@ impl Tokens {
         Ok(self.list().await?.iter().any(|record| record.is_live(now)))
     }
 
-    /// Makes a token with which one host may join, within this time (24 hours at most), and returns its text and end.
-    pub async fn create_join(&self, ttl: Duration, authority: &Digest) -> Result<(Secret, Timestamp), IdentityError> {
-        if ttl.is_zero() || ttl > JOIN_TTL_MAX {
-            return Err(IdentityError::BadTtl("a join token lives from 1 second to 24 hours"));
-        }
-        self.forget_spent().await?;
-        let (id, secret) = (random_hex::<8>(), random_hex::<32>());
-        let expires = self.clock.now().after(ttl);
-        let record = JoinRecord { hash: SecretHash::of(&secret), expires, used_by: None };
-        self.put_new(format!("{JOINING}{id}"), &record).await?;
-        Ok((Secret::new(format!("dfj_{id}_{secret}_{}", authority.hex())), expires))
-    }
-
-    /// Uses up a join token for this host: of any number of tries exactly one goes well.
-    pub async fn redeem_join(&self, token: &str, host: &HostId) -> Result<(), JoinRefused> {
-        let [id, secret, _] = split::<3>(token, "dfj_").ok_or(JoinRefused::Wrong)?;
-        let key = format!("{JOINING}{id}");
-        for _ in 0..RACES {
-            let found = self.read::<JoinRecord>(&key).await.map_err(JoinRefused::Unavailable)?;
-            let Some((mut record, revision)) = found.filter(|(record, _)| record.hash.matches(secret)) else {
-                return Err(JoinRefused::Wrong);
-            };
-            if let Some(host) = record.used_by {
-                return Err(JoinRefused::Used(host));
-            }
-            if self.clock.now() >= record.expires {
-                return Err(JoinRefused::Expired(record.expires));
-            }
-            record.used_by = Some(host.clone());
-            if self.put(key.clone(), revision, &record).await.map_err(JoinRefused::Unavailable)? {
-                return Ok(());
-            }
-        }
-        Err(JoinRefused::Unavailable(lost_races()))
-    }
-
-    async fn forget_spent(&self) -> Result<(), IdentityError> {
-        let now = self.clock.now();
-        for entry in self.store.range(JOINING).await?.entries {
-            if parse::<JoinRecord>(&entry)?.expires.after(JOIN_MEMORY) < now {
-                let then = vec![Change::Delete(entry.key)];
-                self.store.commit(Transaction { when: Vec::new(), then }).await?;
-            }
-        }
-        Ok(())
-    }
-
     async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(T, Revision)>, IdentityError> {
         let Some(entry) = self.store.get(key).await? else { return Ok(None) };
         Ok(Some((parse(&entry)?, entry.modified)))
@@ -322,10 +240,10 @@ mod tests {
     use super::*;
     use crate::store::embedded::Embedded;
 
-    const START: Timestamp = Timestamp(1_800_000_000_000);
-    const HOUR: Duration = Duration::from_secs(3_600);
+    pub(super) const START: Timestamp = Timestamp(1_800_000_000_000);
+    pub(super) const HOUR: Duration = Duration::from_secs(3_600);
 
-    fn tokens() -> (tempfile::TempDir, SharedStore, Clock, Tokens) {
+    pub(super) fn tokens() -> (tempfile::TempDir, SharedStore, Clock, Tokens) {
         let directory = tempfile::tempdir().expect("dir");
         let clock = Clock::fixed(START);
         let store: SharedStore = Embedded::open(&directory.path().join("store"), clock.clone()).expect("store");
@@ -333,7 +251,7 @@ mod tests {
         (directory, store, clock, tokens)
     }
 
-    fn altered(token: &Secret, part: usize) -> String {
+    pub(super) fn altered(token: &Secret, part: usize) -> String {
         let mut parts: Vec<String> = token.expose().split('_').map(str::to_owned).collect();
         let first = if parts[part].starts_with('0') { "1" } else { "0" };
         parts[part].replace_range(..1, first);
@@ -371,7 +289,7 @@ mod tests {
     async fn wrong_tokens_are_told_from_malformed_ones() {
         let (_directory, _store, _clock, tokens) = tokens();
         let (_, text) = tokens.create("alice", Role::Viewer, None).await.expect("created");
-        let (join, _) = tokens.create_join(HOUR, &Digest::of(b"ca")).await.expect("created");
+        let (join, _) = tokens.create_join(&JoinTerms::once(HOUR), &Digest::of(b"ca")).await.expect("created");
         for wrong in [altered(&text, 1), altered(&text, 2)] {
             let refused = tokens.authenticate(&wrong).await.expect_err("wrong");
             assert!(matches!(refused, Unauthenticated::Unknown), "{refused:?}");
@@ -385,54 +303,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_join_token_lets_exactly_one_host_join() {
-        let (_directory, _store, clock, tokens) = tokens();
-        let authority = Digest::of(b"ca");
-        let (text, expires) = tokens.create_join(HOUR, &authority).await.expect("created");
-        assert_eq!(expires, START.after(HOUR));
-        assert!(text.expose().starts_with("dfj_") && text.expose().ends_with(authority.hex()));
-        for wrong in [altered(&text, 1), altered(&text, 2), "dfj_".to_owned(), "hello".to_owned()] {
-            let refused = tokens.redeem_join(&wrong, &HostId::random()).await.expect_err("wrong");
-            assert!(matches!(refused, JoinRefused::Wrong), "{refused:?}");
-        }
-        let mut racers = tokio::task::JoinSet::new();
-        for _ in 0..16 {
-            let (tokens, text) = (tokens.clone(), text.clone());
-            racers.spawn(async move {
-                let host = HostId::random();
-                tokens.redeem_join(text.expose(), &host).await.map(|()| host)
-            });
-        }
-        let (joined, refused): (Vec<_>, Vec<_>) = racers.join_all().await.into_iter().partition(Result::is_ok);
-        let [Ok(winner)] = joined.as_slice() else { panic!("{} hosts joined", joined.len()) };
-        for refused in refused {
-            let refused = refused.expect_err("refused");
-            assert!(matches!(&refused, JoinRefused::Used(host) if host == winner), "{refused:?}");
-            assert!(refused.to_string().contains("devfleet join-token create"));
-        }
-        let (late, expires) = tokens.create_join(HOUR, &authority).await.expect("created");
-        clock.advance(HOUR);
-        let refused = tokens.redeem_join(late.expose(), &HostId::random()).await.expect_err("expired");
-        assert!(matches!(refused, JoinRefused::Expired(at) if at == expires), "{refused:?}");
-    }
-
-    #[tokio::test]
-    async fn spent_join_tokens_are_remembered_for_a_day_and_then_forgotten() {
-        let (_directory, store, clock, tokens) = tokens();
-        let authority = Digest::of(b"ca");
-        tokens.create_join(HOUR, &authority).await.expect("created");
-        for (passed, left) in [(JOIN_MEMORY, 2), (HOUR + Duration::from_secs(1), 2)] {
-            clock.advance(passed);
-            tokens.create_join(HOUR, &authority).await.expect("created");
-            assert_eq!(store.range(JOINING).await.expect("range").entries.len(), left);
-        }
-    }
-
-    #[tokio::test]
     async fn neither_debug_output_nor_the_store_holds_a_tokens_secret() {
         let (directory, store, _clock, tokens) = tokens();
         let (record, text) = tokens.create("alice", Role::Viewer, None).await.expect("created");
-        let (join, _) = tokens.create_join(HOUR, &Digest::of(b"ca")).await.expect("created");
+        let (join, _) = tokens.create_join(&JoinTerms::once(HOUR), &Digest::of(b"ca")).await.expect("created");
         let secret = |text: &Secret| text.expose().split('_').nth(2).expect("secret").to_owned();
         let shown = format!("{record:?} {text:?} {join:?} {tokens:?} {store:?}", store = store.range("").await);
         drop((tokens, store));
@@ -453,8 +327,5 @@ mod tests {
         }
         let zero = tokens.create("a", Role::Viewer, Some(Duration::ZERO)).await;
         assert!(matches!(zero, Err(IdentityError::BadTtl(_))));
-        for ttl in [Duration::ZERO, JOIN_TTL_MAX + HOUR] {
-            assert!(matches!(tokens.create_join(ttl, &Digest::of(b"")).await, Err(IdentityError::BadTtl(_))));
-        }
     }
 }

@@ -4,6 +4,7 @@
 //! `state` is moved by compare-and-swap, its `owner` is changed by claims alone, so that the owner's revision is the
 //! fence. Values are JSON.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use devfleet_shared::assignment::{AgentSpec, Limits};
@@ -287,6 +288,9 @@ pub struct HostRecord {
     pub joined: Timestamp,
     /// When its certificate ends.
     pub certificate_ends: Timestamp,
+    /// What its join token and operators say of it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Which job an idempotency key made.

@@ -6,10 +6,11 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use devfleet_controller::identity::{Authority, ServerTls, Tokens, peer_host, server_tls};
+use devfleet_controller::config::Config;
+use devfleet_controller::identity::{Authority, JoinTerms, ServerTls, Tokens, key_of_request, peer_host, server_tls};
 use devfleet_controller::store::embedded::Embedded;
 use devfleet_host::identity::{HostIdentity, IdentityError};
 use devfleet_proto::v1::fleet_server::{Fleet, FleetServer};
@@ -19,10 +20,12 @@ use devfleet_shared::error::Chain;
 use devfleet_shared::id::{Digest, HostId};
 use devfleet_shared::secret::Secret;
 use devfleet_shared::tls;
+use devfleet_shared::units::Span;
 use rustls_pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use tonic::{Request, Response, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -34,6 +37,7 @@ struct FakeFleet {
     authority: Arc<Authority>,
     tokens: Tokens,
     renewals: Arc<AtomicUsize>,
+    lose_answers: Arc<AtomicBool>,
 }
 
 /// Calls that the stand-in does not know.
@@ -51,9 +55,13 @@ macro_rules! unknown_calls {
             }
 
             async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-                let (host, request) = (HostId::random(), request.into_inner());
-                let redeemed = self.tokens.redeem_join(&request.token, &host).await;
-                redeemed.map_err(|error| Status::permission_denied(error.to_string()))?;
+                let request = request.into_inner();
+                let key = key_of_request(&request.signing_request).expect("a request");
+                let redeemed = self.tokens.redeem_join(&request.token, &HostId::random(), &key).await;
+                let host = redeemed.map_err(|error| Status::permission_denied(error.to_string()))?.host;
+                if self.lose_answers.swap(false, Ordering::SeqCst) {
+                    return Err(Status::unavailable("the answer is lost"));
+                }
                 let signed = self.authority.sign_host(&request.signing_request, &host);
                 let signed = signed.map_err(|error| Status::invalid_argument(error.to_string()))?;
                 Ok(Response::new(JoinResponse {
@@ -97,6 +105,7 @@ struct Controller {
     tls: ServerTls,
     address: SocketAddr,
     renewals: Arc<AtomicUsize>,
+    lose_answers: Arc<AtomicBool>,
     _directory: tempfile::TempDir,
     _serving: JoinSet<()>,
 }
@@ -113,8 +122,13 @@ impl Controller {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
         let address = listener.local_addr().expect("address");
         let renewals = Arc::new(AtomicUsize::new(0));
-        let fleet =
-            FakeFleet { authority: Arc::clone(&authority), tokens: tokens.clone(), renewals: Arc::clone(&renewals) };
+        let lose_answers = Arc::new(AtomicBool::new(false));
+        let fleet = FakeFleet {
+            authority: Arc::clone(&authority),
+            tokens: tokens.clone(),
+            renewals: Arc::clone(&renewals),
+            lose_answers: Arc::clone(&lose_answers),
+        };
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_serving::<FleetServer<FakeFleet>>().await;
         let incoming = tls.incoming(listener);
@@ -123,7 +137,7 @@ impl Controller {
             let server = tonic::transport::Server::builder().add_service(health).add_service(FleetServer::new(fleet));
             server.serve_with_incoming(incoming).await.expect("serves");
         });
-        Controller { authority, tokens, tls, address, renewals, _directory: directory, _serving: serving }
+        Controller { authority, tokens, tls, address, renewals, lose_answers, _directory: directory, _serving: serving }
     }
 
     fn url(&self) -> String {
@@ -131,7 +145,7 @@ impl Controller {
     }
 
     async fn join_token(&self) -> Secret {
-        self.tokens.create_join(HOUR, &self.authority.fingerprint()).await.expect("token").0
+        self.tokens.create_join(&JoinTerms::once(HOUR), &self.authority.fingerprint()).await.expect("token").0
     }
 
     async fn join(&self, directory: &Path) -> Result<HostIdentity, IdentityError> {
@@ -208,7 +222,7 @@ async fn refused_join_tokens_say_why_and_leave_no_identity() {
     assert!(used.to_string().contains("already used by host") && !used.is_retryable(), "{used}");
     let (foreign, _) = {
         let other = Controller::start().await;
-        other.tokens.create_join(HOUR, &controller.authority.fingerprint()).await.expect("token")
+        other.tokens.create_join(&JoinTerms::once(HOUR), &controller.authority.fingerprint()).await.expect("token")
     };
     let wrong = HostIdentity::join(&second, &controller.url(), &foreign, "b").await.expect_err("wrong");
     assert!(wrong.to_string().contains("join token is wrong"), "{wrong}");
@@ -217,6 +231,20 @@ async fn refused_join_tokens_say_why_and_leave_no_identity() {
     assert!(HostIdentity::load(&second).expect("load").is_none());
     let nobody = HostIdentity::join(&second, "https://127.0.0.1:1", &token, "b").await.expect_err("nobody there");
     assert!(nobody.is_retryable(), "{nobody:?}");
+}
+
+#[tokio::test]
+async fn a_host_whose_joining_was_not_answered_joins_with_the_same_token() {
+    let (controller, home) = (Controller::start().await, tempfile::tempdir().expect("dir"));
+    let token = controller.join_token().await;
+    controller.lose_answers.store(true, Ordering::SeqCst);
+    let lost = HostIdentity::join(home.path(), &controller.url(), &token, "host-1").await.expect_err("no answer");
+    assert!(lost.is_retryable(), "{lost:?}");
+    let identity = HostIdentity::join(home.path(), &controller.url(), &token, "host-1").await.expect("joined");
+    assert_eq!(who_am_i(&identity, &controller.url()).await.expect("answer"), identity.host().as_str());
+    // Another host, which has another key, is not let in by it.
+    let other = HostIdentity::join(&home.path().join("other"), &controller.url(), &token, "host-2").await;
+    assert!(other.expect_err("used").to_string().contains(identity.host().as_str()));
 }
 
 #[tokio::test]
@@ -307,4 +335,50 @@ async fn silent_and_broken_clients_do_not_keep_others_out() {
         tokio::io::AsyncWriteExt::write_all(stream, b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
     }
     tokio::time::timeout(Duration::from_secs(4), controller.join(home.path())).await.expect("in time").expect("joined");
+}
+
+#[tokio::test]
+async fn a_crowd_of_silent_clients_waits_outside_and_is_sent_away() {
+    let (controller, home) = (Controller::start().await, tempfile::tempdir().expect("dir"));
+    let mut crowd = Vec::new();
+    for _ in 0..256 {
+        crowd.push(TcpStream::connect(controller.address).await.expect("tcp"));
+    }
+    // As many shake hands as may at once: who comes now waits in the kernel's queue.
+    let early = tokio::time::timeout(Duration::from_secs(2), controller.handshake(showing_nothing(&controller))).await;
+    assert!(early.is_err(), "served beside 256 others");
+    let join = tokio::time::timeout(Duration::from_secs(20), controller.join(home.path())).await;
+    join.expect("the crowd is sent away").expect("joined");
+    for stream in &mut crowd {
+        let mut byte = [0; 1];
+        let read = tokio::io::AsyncReadExt::read(stream, &mut byte);
+        let ended = tokio::time::timeout(Duration::from_secs(10), read).await.expect("closed");
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    }
+}
+
+fn showing_nothing(controller: &Controller) -> rustls::ClientConfig {
+    tls::client(controller.authority.certificate_pem(), None).expect("settings")
+}
+
+#[tokio::test]
+async fn a_connection_that_is_too_old_ends_and_the_next_one_works() {
+    let home = tempfile::tempdir().expect("dir");
+    let mut config = Config::in_directory(home.path());
+    config.listen = ([127, 0, 0, 1], 0).into();
+    config.connection_age = Span(Duration::from_millis(300));
+    let running = devfleet_controller::server::start(&config, Clock::system()).await.expect("starts");
+    let authority = running.authority.certificate_pem().to_owned();
+    let trust = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name("localhost");
+    let endpoint = Endpoint::from_shared(format!("https://{}", running.address)).expect("url");
+    let channel = endpoint.tls_config(trust).expect("settings").connect().await.expect("connected");
+    let mut health = HealthClient::new(channel);
+    let service = || HealthCheckRequest { service: "devfleet.v1.Jobs".to_owned() };
+    let mut watching = health.watch(service()).await.expect("answer").into_inner();
+    watching.message().await.expect("an answer").expect("its health");
+    // The stream alone would go on for ever.
+    let ended = tokio::time::timeout(Duration::from_secs(20), watching.message()).await.expect("it is ended");
+    assert!(!matches!(ended, Ok(Some(_))), "{ended:?}");
+    health.check(service()).await.expect("the channel connects anew");
+    running.stop().await;
 }

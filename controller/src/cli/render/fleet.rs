@@ -4,7 +4,7 @@ use devfleet_proto::v1;
 use devfleet_shared::clock::Timestamp;
 
 use super::super::output::Paint;
-use super::super::shape::fleet::is_ready;
+use super::super::shape::fleet::{is_ready, labels};
 use super::{Cell, age, bytes, fields, heading, plain, short, span, table};
 
 /// Lists hosts.
@@ -52,6 +52,7 @@ pub fn host(host: &v1::Host, now: Timestamp) -> String {
         ("name", host.name.clone()),
         ("state", paint.on(&name)),
         ("problems", inventory.problems.join("\n")),
+        ("labels", labels(host).join("\n")),
         ("seen", format!("{} ago", age(host.last_seen_unix_ms, now))),
         ("joined", format!("{} ago", age(host.joined_unix_ms, now))),
         ("certificate", certificate(host.certificate_ends_unix_ms, now)),
@@ -173,6 +174,7 @@ mod tests {
             }),
             attempts: vec!["a3f91c20".into()],
             certificate_ends_unix_ms: NOW.0 + 86_400_000,
+            labels: [("zone".to_owned(), "eu".to_owned())].into(),
         }
     }
 

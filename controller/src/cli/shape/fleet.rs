@@ -21,7 +21,15 @@ pub fn host(host: &v1::Host) -> Shape {
         ("inventory", optional(&host.inventory, inventory)),
         ("attempts", (&host.attempts).into()),
         ("certificate_ends", moment(host.certificate_ends_unix_ms)),
+        ("labels", (&labels(host)).into()),
     ])
+}
+
+/// Writes a host's labels as `NAME=VALUE`, in order.
+pub fn labels(host: &v1::Host) -> Vec<String> {
+    let mut labels: Vec<String> = host.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    labels.sort();
+    labels
 }
 
 fn inventory(inventory: &v1::HostInventory) -> Shape {

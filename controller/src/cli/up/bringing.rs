@@ -142,7 +142,7 @@ async fn join_token(settings: &Settings, authority: &str, connection: &Connectio
         });
     }
     let mut fleet = connection.fleet();
-    let answer = connection.write(fleet.create_join_token(v1::CreateJoinTokenRequest { ttl_seconds: 0 })).await?;
+    let answer = connection.write(fleet.create_join_token(v1::CreateJoinTokenRequest::default())).await?;
     Ok(Some(Secret::new(answer.token)))
 }
 

@@ -76,7 +76,7 @@ async fn a_role_may_do_what_is_its_own_and_nothing_above() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_join_token_lets_one_host_in_once() {
     let site = Site::usual().await;
-    let made = site.connection().fleet().create_join_token(v1::CreateJoinTokenRequest { ttl_seconds: 0 }).await;
+    let made = site.connection().fleet().create_join_token(v1::CreateJoinTokenRequest::default()).await;
     let token = made.expect("a token").into_inner().token;
     let request = |token: &str| v1::JoinRequest {
         token: token.to_owned(),

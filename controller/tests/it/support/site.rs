@@ -94,7 +94,7 @@ impl Site {
             host_id: String::new(),
         };
         site.controller_ready().await;
-        let join = site.connection.fleet().create_join_token(v1::CreateJoinTokenRequest { ttl_seconds: 0 }).await;
+        let join = site.connection.fleet().create_join_token(v1::CreateJoinTokenRequest::default()).await;
         let join = join.expect("a join token").into_inner().token;
         site.host = Some(Program::host(site.dir.path(), Some(&join)));
         site.host_connected().await;
