@@ -8,7 +8,7 @@
 #   DEVFLEET_BIN=FOLDER                      where devfleet's programs are (default: target/debug)
 #   DEVFLEET_TESTBED_ETCD=3.5                the etcd that fetch.sh fetched, instead of this machine's
 #   DEVFLEET_TESTBED_TIMERS=default          the product's own timers, instead of short ones
-#   DEVFLEET_TESTBED_IMAGES="NAME:TAG ..."   what each engine gets (default: base and redis of deploy/images)
+#   DEVFLEET_TESTBED_IMAGES="NAME:TAG ..."   what each engine gets (default: python and redis of deploy/images)
 set -euo pipefail
 umask 022
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -19,7 +19,7 @@ open_testbed "${1:-}"
 readonly FETCHED="$ROOT/target/testbed"
 BIN="${DEVFLEET_BIN:-$ROOT/target/debug}"
 BIN="$(cd "$BIN" 2>/dev/null && pwd)" || die "there is no folder $BIN" "run: cargo build --bins"
-readonly BIN IMAGES="${DEVFLEET_TESTBED_IMAGES:-devfleet-test/base:12 devfleet-test/redis:7}"
+readonly BIN IMAGES="${DEVFLEET_TESTBED_IMAGES:-devfleet-test/python:3.11 devfleet-test/redis:7}"
 
 check() {
     local program
