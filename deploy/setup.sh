@@ -3,8 +3,9 @@
 #
 #   deploy/setup.sh build    what building needs: a C compiler, protoc, git; checks the Rust toolchain
 #   deploy/setup.sh run      what running needs: git and a Docker engine that answers
-#   deploy/setup.sh test     both, debootstrap for test images on a machine without a container registry, and Claude
-#                            Code for the tests that run it (they are left out where it cannot be had)
+#   deploy/setup.sh test     both, debootstrap for test images on a machine without a container registry, what the
+#                            testbed stands on, and Claude Code for the tests that run it (they are left out where it
+#                            cannot be had)
 #   deploy/setup.sh claude   only Claude Code for tests
 #   deploy/setup.sh bench    all of that, and docker-compose to compare with
 set -euo pipefail
@@ -65,6 +66,14 @@ collect_missing() {
         need debootstrap debootstrap
         # Without Debian's keys debootstrap on another distribution would not check what it gets.
         [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
+    fi
+    if [ "$MODE" = test ]; then
+        # The testbed: namespaces, firewalls, small disks, a store of three members.
+        need ip iproute2
+        need iptables iptables
+        need nsenter util-linux
+        need mkfs.ext4 e2fsprogs
+        need etcd etcd-server
     fi
     if [ "$MODE" = bench ]; then need docker-compose docker-compose; fi
 }
