@@ -129,9 +129,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     let store: SharedStore = Embedded::open(&make_dir(&config.data_dir)?.join("store.redb"), clock.clone())?;
     let authority = Arc::new(Authority::open_or_create(&dir("ca")?, &clock)?);
     let tls = server_tls(&authority, &authority.issue_server(&config.names)?)?;
-    let listen = |source| StartError::Listen { address: config.listen, source };
-    let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
-    let address = listener.local_addr().map_err(listen)?;
+    let (listener, address) = listen(config.listen).await?;
 
     let shutdown = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -191,9 +189,8 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     };
 
     let names = config.names.clone();
-    tasks.spawn(
-        Upkeep { tls: tls.clone(), authority: authority.clone(), names, store: store.clone() }.run(shutdown.clone()),
-    );
+    let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names, store: store.clone() };
+    tasks.spawn(upkeep.run(shutdown.clone()));
     tasks.spawn(view.clone().follow(store, shutdown.clone()));
     tasks.spawn(reconciler.run(shutdown.clone()));
     tasks.spawn(services.serve(tls.incoming(listener), shutdown.clone())?);
@@ -269,6 +266,13 @@ impl Services {
             }
         })
     }
+}
+
+async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { address: wanted, source };
+    let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 fn open_artifacts(dir: &Path) -> Result<Artifacts, StartError> {
