@@ -131,8 +131,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     let tls = server_tls(&authority, &authority.issue_server(&config.names)?)?;
     let (listener, address) = listen(config.listen).await?;
 
-    let shutdown = CancellationToken::new();
-    let tasks = TaskTracker::new();
+    let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
     let view = View::open(&store).await?;
     let jobs = Jobs::new(store.clone(), clock.clone());
     let sessions = Arc::new(Sessions::new(clock.clone()));
