@@ -13,6 +13,7 @@ demo: ## one job from submission to merge request, on this machine, in a few min
 
 test: setup images ## every test: units, scenarios, contracts and end-to-end runs on real Docker
 	DEVFLEET_TEST_IMAGES=ready cargo test --workspace --no-fail-fast
+	deploy/testbed/newer.sh
 
 check: ## formatting and lints
 	deploy/setup.sh build

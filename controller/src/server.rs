@@ -129,21 +129,16 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     let store: SharedStore = Embedded::open(&make_dir(&config.data_dir)?.join("store.redb"), clock.clone())?;
     let authority = Arc::new(Authority::open_or_create(&dir("ca")?, &clock)?);
     let tls = server_tls(&authority, &authority.issue_server(&config.names)?)?;
-    let listen = |source| StartError::Listen { address: config.listen, source };
-    let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
-    let address = listener.local_addr().map_err(listen)?;
+    let (listener, address) = listen(config.listen).await?;
 
-    let shutdown = CancellationToken::new();
-    let tasks = TaskTracker::new();
+    let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
     let view = View::open(&store).await?;
     let jobs = Jobs::new(store.clone(), clock.clone());
     let sessions = Arc::new(Sessions::new(clock.clone()));
     let forges = Forges::new(store.clone(), dir("repositories")?);
     let tokens = Tokens::new(store.clone(), clock.clone());
     let logs = JobLogs::new(dir("logs")?);
-    let artifacts_dir = dir("artifacts")?;
-    let artifacts = Artifacts::open(&artifacts_dir)
-        .map_err(|source| StartError::Directory { path: artifacts_dir.display().to_string(), source })?;
+    let artifacts = open_artifacts(&dir("artifacts")?)?;
     let (waiting, waits) = watch::channel(Waiting::new());
 
     let reconciler = Reconciler {
@@ -192,8 +187,8 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         connection_age: config.connection_age.0,
     };
 
-    let upkeep =
-        Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone(), store: store.clone() };
+    let names = config.names.clone();
+    let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names, store: store.clone() };
     tasks.spawn(upkeep.run(shutdown.clone()));
     tasks.spawn(view.clone().follow(store, shutdown.clone()));
     tasks.spawn(reconciler.run(shutdown.clone()));
@@ -270,6 +265,17 @@ impl Services {
             }
         })
     }
+}
+
+async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { address: wanted, source };
+    let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+fn open_artifacts(dir: &Path) -> Result<Artifacts, StartError> {
+    Artifacts::open(dir).map_err(|source| StartError::Directory { path: dir.display().to_string(), source })
 }
 
 fn make_dir(path: &Path) -> Result<std::path::PathBuf, StartError> {

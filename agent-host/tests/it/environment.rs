@@ -1,6 +1,7 @@
 //! Environments built and unbuilt: on scripted engines with every call failing in turn, and on real Docker.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -473,10 +474,14 @@ async fn docker_builds_an_environment_with_services_and_leaves_nothing() {
 
 /// Says in which files of the engine a text stands. Needs to be root, as these tests are.
 fn traces(text: &str) -> Vec<String> {
-    let places = ["/var/lib/docker", "/run/docker", "/var/run/docker", "/run/containerd", "/var/lib/containerd"];
+    // An engine that is not the machine's own has all its data in one folder.
+    let root = PathBuf::from(docker(&["info", "--format", "{{.DockerRootDir}}"]).trim());
+    let beside = if root.ends_with("data") { root.parent().map(|parent| parent.join("exec")) } else { None };
+    let usual = ["/run/docker", "/var/run/docker", "/run/containerd", "/var/lib/containerd"].map(PathBuf::from);
+    let places = usual.into_iter().chain([root]).chain(beside);
     let found = Command::new("grep")
         .args(["-rlaF", "--devices=skip", "-e", text])
-        .args(places.iter().filter(|place| std::path::Path::new(place).exists()))
+        .args(places.filter(|place| place.exists()))
         .output()
         .expect("grep");
     assert!(found.status.code() != Some(2) || !found.stdout.is_empty() || rustix::process::geteuid().is_root());

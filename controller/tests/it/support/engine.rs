@@ -6,8 +6,10 @@ use tempfile::TempDir;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// Where the real engine listens.
-const DOCKER: &str = "/var/run/docker.sock";
+/// Returns where the real engine listens: `DOCKER_HOST`, as Docker's own client has it, or the usual socket.
+pub(crate) fn real_engine() -> String {
+    std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".into())
+}
 
 /// A socket that leads to the real engine while it is on. Off, there is no socket, and every connection is cut.
 pub(crate) struct EngineSwitch {
@@ -59,7 +61,8 @@ async fn pass(listener: UnixListener) {
     loop {
         let (mut near, _) = listener.accept().await.expect("a connection");
         connections.spawn(async move {
-            let mut far = UnixStream::connect(DOCKER).await.expect("the real engine");
+            let mut far =
+                UnixStream::connect(real_engine().trim_start_matches("unix://")).await.expect("the real engine");
             // Either side may break off.
             drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
         });

@@ -396,9 +396,9 @@ fn controller_toml(dir: &Path, address: &str, settings: &Settings) -> String {
 
 fn host_toml(dir: &Path, address: &str, settings: &Settings) -> String {
     let data_dir: PathBuf = settings.host_dir.clone().unwrap_or_else(|| dir.join("host"));
-    let engine = settings.engine.as_ref().map(|engine| format!("engine = {engine:?}\n")).unwrap_or_default();
+    let engine = settings.engine.clone().unwrap_or_else(super::engine::real_engine);
     format!(
-        "data_dir = {data_dir:?}\ncontroller = \"https://{address}\"\nname = \"host-1\"\nslots = {}\nprotection_window = {:?}\n{engine}",
+        "data_dir = {data_dir:?}\ncontroller = \"https://{address}\"\nname = \"host-1\"\nslots = {}\nprotection_window = {:?}\nengine = {engine:?}\n",
         settings.slots, settings.protection_window
     )
 }
