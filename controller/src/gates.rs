@@ -17,7 +17,7 @@ use devfleet_shared::id::Digest;
 use devfleet_shared::job::{JobEvent, JobPhase};
 use tracing::{info, warn};
 
-use crate::environment::{self, Context, Derivation};
+use crate::environment::{self, Context, Derivation, Verdict};
 use crate::forge::{Base, ForgeError, SharedForge};
 use crate::forges::{Forges, OpenForgeError};
 use crate::jobs::{JobError, Jobs};
@@ -28,23 +28,6 @@ use crate::view::JobRecords;
 /// How often a forge that does not answer is asked before the job ends: about an hour, by the pace below.
 const FORGE_TRIES: u32 = 20;
 const FORGE_PACE: Backoff = Backoff { first: Duration::from_secs(1), ceiling: Duration::from_secs(300) };
-
-/// Files that pin versions or list commands, read from the repository where they exist.
-const REPOSITORY_FILES: [&str; 13] = [
-    ".ruby-version",
-    ".python-version",
-    ".node-version",
-    ".nvmrc",
-    ".java-version",
-    ".php-version",
-    ".go-version",
-    ".tool-versions",
-    "go.mod",
-    "rust-toolchain",
-    "rust-toolchain.toml",
-    "pyproject.toml",
-    "package.json",
-];
 
 /// Why a job did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -82,8 +65,10 @@ impl Gates {
             return self.fail(job, FailureReason::Derivation, message).await;
         };
         match self.propose(&job.spec, project).await {
-            Ok(proposal) => {
-                let auto = (project.approval == Approval::Auto).then_some("the project's policy (approval = auto)");
+            Ok((proposal, verdict)) => {
+                // A guess is for a person to look at, whatever the policy says.
+                let allowed = project.approval == Approval::Auto && verdict != Verdict::Fallback;
+                let auto = allowed.then_some("the project's policy (approval = auto)");
                 info!(job = %id, digest = %proposal.digest, "proposal written");
                 self.jobs.propose(id, &proposal, auto).await
             }
@@ -115,7 +100,7 @@ impl Gates {
         self.jobs.event(&job.spec.id, JobEvent::GateFailed(Failure { reason, message }), |_| ()).await.map(drop)
     }
 
-    async fn propose(&self, spec: &JobSpec, project: &ProjectConfig) -> Result<Proposal, GateError> {
+    async fn propose(&self, spec: &JobSpec, project: &ProjectConfig) -> Result<(Proposal, Verdict), GateError> {
         let forge = self.forges.of(project).await?;
         let base = forge.base(spec.base.as_deref().or(project.default_branch.as_deref())).await?;
         let config = forge.ci_config(&base.commit).await?;
@@ -124,7 +109,7 @@ impl Gates {
         let derived = environment::derive(&config, &context)?;
         let (agent, needs) = agents::prepare(&spec.agent, project).await?;
         let recipe = environment::recipe(&derived.environment, &derived.packages, &needs);
-        let Derivation { environment, ci_job, alternatives, dropped, report, notes, confidence, .. } = derived;
+        let Derivation { environment, ci_job, alternatives, dropped, report, notes, confidence, verdict, .. } = derived;
         let mut proposal = Proposal {
             digest: Digest::of(b""),
             task: spec.task.clone(),
@@ -143,7 +128,7 @@ impl Gates {
             confidence,
         };
         proposal.digest = proposal.digest_of()?;
-        Ok(proposal)
+        Ok((proposal, verdict))
     }
 }
 
@@ -164,7 +149,7 @@ fn context(project: &ProjectConfig, base: &Base, repository_files: BTreeMap<Stri
 
 /// Reads what exists of the files that pin versions. A file that cannot be read is left out: it only refines.
 async fn read_files(forge: &SharedForge, commit: &str) -> BTreeMap<String, String> {
-    let reads = REPOSITORY_FILES.map(|path| async move {
+    let reads = environment::REPOSITORY_FILES.map(|path| async move {
         let content = forge.read_file(commit, path).await.ok().flatten()?;
         Some((path.to_owned(), String::from_utf8(content).ok()?))
     });
