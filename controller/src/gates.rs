@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::environment::{self, Context, Derivation};
 use crate::forge::{Base, ForgeError, SharedForge};
 use crate::forges::{Forges, OpenForgeError};
-use crate::jobs::{JobError, Jobs};
+use crate::jobs::{JobError, Jobs, Setback};
 use crate::leader::Term;
 use crate::project::{Approval, ForgeConfig, ProjectConfig};
 use crate::store::records::{JobSpec, Proposal};
@@ -96,7 +96,8 @@ impl Gates {
                 let pause = FORGE_PACE.pause(job.state.tries + 1, Backoff::jitter()).max(asked.unwrap_or_default());
                 warn!(job = %id, error = %Chain(&error), "the forge does not answer, trying later");
                 let trouble = Chain(&error).to_string();
-                self.jobs.try_later(term, id, &JobPhase::Planning, &trouble, pause).await
+                let setback = Setback { in_phase: &JobPhase::Planning, trouble: &trouble, pause };
+                self.jobs.try_later(term, id, setback).await
             }
             Err(error) => {
                 let reason = match error {

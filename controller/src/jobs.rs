@@ -91,6 +91,17 @@ pub struct Claim {
     pub fence: Fence,
 }
 
+/// A step that failed and is tried again.
+#[derive(Debug, Clone, Copy)]
+pub struct Setback<'a> {
+    /// The phase of the step; a job that has left it is not touched.
+    pub in_phase: &'a JobPhase,
+    /// What went wrong, for people.
+    pub trouble: &'a str,
+    /// The least time until the next try.
+    pub pause: Duration,
+}
+
 /// Changes jobs.
 #[derive(Clone)]
 pub struct Jobs {
@@ -225,19 +236,12 @@ impl Jobs {
     }
 
     /// Notes that the step under way failed and is tried again later.
-    pub async fn try_later(
-        &self,
-        term: &Term,
-        job: &JobId,
-        in_phase: &JobPhase,
-        trouble: &str,
-        pause: Duration,
-    ) -> Result<(), JobError> {
+    pub async fn try_later(&self, term: &Term, job: &JobId, setback: Setback<'_>) -> Result<(), JobError> {
         self.change_under(Some(term), job, |state, now| {
-            if state.phase == *in_phase {
+            if state.phase == *setback.in_phase {
                 state.tries += 1;
-                state.trouble = Some(trouble.to_owned());
-                state.not_before = now.after(pause);
+                state.trouble = Some(setback.trouble.to_owned());
+                state.not_before = now.after(setback.pause);
             }
             Ok(())
         })

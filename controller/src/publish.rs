@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use crate::forge::text::{MergeRequestFacts, VerificationFacts, merge_request_text};
 use crate::forge::{ForgeError, MergeRequest, MergeRequestDraft};
 use crate::forges::{Forges, OpenForgeError};
-use crate::jobs::{JobError, Jobs};
+use crate::jobs::{JobError, Jobs, Setback};
 use crate::leader::Term;
 use crate::project::ProjectConfig;
 use crate::view::JobRecords;
@@ -72,7 +72,8 @@ impl Publisher {
                 let pause = PACE.pause(job.state.tries + 1, Backoff::jitter()).max(asked);
                 warn!(job = %id, error = %Chain(&error), "the merge request cannot be opened yet");
                 let trouble = Chain(&error).to_string();
-                self.jobs.try_later(term, id, &JobPhase::Publishing, &trouble, pause).await
+                let setback = Setback { in_phase: &JobPhase::Publishing, trouble: &trouble, pause };
+                self.jobs.try_later(term, id, setback).await
             }
             Err(PublishError::Job(error)) => Err(error),
             Err(error) => {

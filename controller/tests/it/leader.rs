@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use devfleet_controller::jobs::{JobError, Jobs};
+use devfleet_controller::jobs::{JobError, Jobs, Setback};
 use devfleet_controller::leader::{LeadOnly, Leader, Term, Timers};
 use devfleet_controller::store::embedded::Embedded;
 use devfleet_controller::store::records::leadership::leader_key;
@@ -202,7 +202,8 @@ async fn of_two_who_believe_they_lead_only_the_younger_writes() {
     let by_the_old = Jobs::new(old.store.clone(), fleet.clock.clone());
     let refused = by_the_old.assign(&stale, &job, &host, AttemptId::random()).await;
     assert!(matches!(refused, Ok(None)), "{refused:?}");
-    let refused = by_the_old.try_later(&stale, &job, &JobPhase::Queued, "stale", Duration::ZERO).await;
+    let setback = Setback { in_phase: &JobPhase::Queued, trouble: "stale", pause: Duration::ZERO };
+    let refused = by_the_old.try_later(&stale, &job, setback).await;
     assert!(matches!(refused, Err(JobError::TermOver(_))), "{refused:?}");
     let refused = by_the_old.event(&stale, &job, JobEvent::Assigned, |_| ()).await;
     assert!(matches!(refused, Err(JobError::TermOver(_))), "{refused:?}");
