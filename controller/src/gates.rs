@@ -20,7 +20,8 @@ use tracing::{info, warn};
 use crate::environment::{self, Context, Derivation, Verdict};
 use crate::forge::{Base, ForgeError, SharedForge};
 use crate::forges::{Forges, OpenForgeError};
-use crate::jobs::{JobError, Jobs};
+use crate::jobs::{JobError, Jobs, Setback};
+use crate::leader::Term;
 use crate::project::{Approval, ForgeConfig, ProjectConfig};
 use crate::store::records::{JobSpec, Proposal};
 use crate::view::JobRecords;
@@ -55,14 +56,14 @@ pub struct Gates {
 
 impl Gates {
     /// Brings a job in `Submitted` or `Planning` as far as it gets. Safe to repeat.
-    pub async fn pass(&self, job: &JobRecords, project: Option<&ProjectConfig>) -> Result<(), JobError> {
+    pub async fn pass(&self, term: &Term, job: &JobRecords, project: Option<&ProjectConfig>) -> Result<(), JobError> {
         let id = &job.spec.id;
         if job.state.phase == JobPhase::Submitted {
-            self.jobs.event(id, JobEvent::TriagePassed, |_| ()).await?;
+            self.jobs.event(term, id, JobEvent::TriagePassed, |_| ()).await?;
         }
         let Some(project) = project else {
             let message = format!("project {} was removed", job.spec.project);
-            return self.fail(job, FailureReason::Derivation, message).await;
+            return self.fail(term, job, FailureReason::Derivation, message).await;
         };
         match self.propose(&job.spec, project).await {
             Ok((proposal, verdict)) => {
@@ -70,7 +71,7 @@ impl Gates {
                 let allowed = project.approval == Approval::Auto && verdict != Verdict::Fallback;
                 let auto = allowed.then_some("the project's policy (approval = auto)");
                 info!(job = %id, digest = %proposal.digest, "proposal written");
-                self.jobs.propose(id, &proposal, auto).await
+                self.jobs.propose(term, id, &proposal, auto).await
             }
             Err(GateError::Forge(error)) if error.is_retryable() && job.state.tries < FORGE_TRIES => {
                 let asked = match &error {
@@ -80,7 +81,8 @@ impl Gates {
                 let pause = FORGE_PACE.pause(job.state.tries + 1, Backoff::jitter()).max(asked.unwrap_or_default());
                 warn!(job = %id, error = %Chain(&error), "the forge does not answer, trying later");
                 let trouble = Chain(&error).to_string();
-                self.jobs.try_later(id, &JobPhase::Planning, &trouble, pause).await
+                let setback = Setback { in_phase: &JobPhase::Planning, trouble: &trouble, pause };
+                self.jobs.try_later(term, id, setback).await
             }
             Err(error) => {
                 let reason = match error {
@@ -90,14 +92,20 @@ impl Gates {
                     GateError::Encode(_) => FailureReason::Internal,
                 };
                 let message = Chain(&error).to_string();
-                self.fail(job, reason, message).await
+                self.fail(term, job, reason, message).await
             }
         }
     }
 
-    async fn fail(&self, job: &JobRecords, reason: FailureReason, message: String) -> Result<(), JobError> {
+    async fn fail(
+        &self,
+        term: &Term,
+        job: &JobRecords,
+        reason: FailureReason,
+        message: String,
+    ) -> Result<(), JobError> {
         info!(job = %job.spec.id, reason = reason.name(), "the job did not pass its gates");
-        self.jobs.event(&job.spec.id, JobEvent::GateFailed(Failure { reason, message }), |_| ()).await.map(drop)
+        self.jobs.event(term, &job.spec.id, JobEvent::GateFailed(Failure { reason, message }), |_| ()).await.map(drop)
     }
 
     async fn propose(&self, spec: &JobSpec, project: &ProjectConfig) -> Result<(Proposal, Verdict), GateError> {

@@ -6,6 +6,7 @@ mod e2e;
 mod forge_contract;
 mod identity;
 mod jobs;
+mod leader;
 mod logs;
 mod store_contract;
 mod store_crash;
