@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use devfleet_shared::assignment::mirror_key;
 use devfleet_shared::attempt::{AttemptResult, Phase};
 use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::id::{AttemptId, Digest, Fence, HostId, JobId};
@@ -239,6 +240,8 @@ impl Jobs {
             seen.state.proposal = Some(proposal.digest.clone());
             seen.state.base = Some(proposal.base.clone());
             seen.state.resources = proposal.limits.resources;
+            seen.state.recipe = Some(proposal.recipe.digest.clone());
+            seen.state.mirror = Some(mirror_key(&proposal.repository));
             seen.state.approved_by = auto.map(str::to_owned);
             let event = if auto.is_some() { JobEvent::ProposedAndApproved } else { JobEvent::Proposed };
             step(&mut seen.state, event, self.clock.now())?;
@@ -423,7 +426,6 @@ fn apply_report(
     max_attempts: u32,
     now: Timestamp,
 ) -> Result<(), JobError> {
-    let made = state.attempts.len() as u32;
     let cancelled = state.cancelled_by.is_some();
     let Some(attempt) = state.attempts.iter_mut().find(|attempt| attempt.id == claim.attempt) else { return Ok(()) };
     if phase.rank() < attempt.phase.rank() {
@@ -439,6 +441,9 @@ fn apply_report(
     attempt.phase = phase.clone();
     let Some(result) = phase.result().filter(|_| state.phase == JobPhase::Running) else { return Ok(()) };
     let result = if cancelled { AttemptResult::Cancelled } else { result.clone() };
+    let refused = |attempt: &&AttemptRecord| attempt.result().is_some_and(retries::is_refusal);
+    let refused = state.attempts.iter().filter(refused).count() as u32;
+    let made = retries::Made { charged: state.attempts.len() as u32 - refused, refused };
     let pause = retries::retry(&result, made, max_attempts, cancelled);
     let trouble = match &result {
         AttemptResult::Failed(failure) => Some(failure.message.clone()),

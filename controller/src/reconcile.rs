@@ -13,7 +13,6 @@ use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, HostId, JobId};
 use devfleet_shared::job::JobPhase;
-use devfleet_shared::resources::Resources;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,9 +22,11 @@ use crate::gates::Gates;
 use crate::jobs::{JobError, Jobs};
 use crate::project::ProjectRecord;
 use crate::publish::Publisher;
-use crate::scheduler::{self, HostView, Plan, QueuedJob, Snapshot};
-use crate::sessions::{Connected, Sessions};
+use crate::scheduler::{self, Plan, Reasons};
+use crate::sessions::Sessions;
 use crate::view::{JobRecords, Records, View};
+
+pub mod snapshot;
 
 /// The loop looks again after this time even if nothing woke it.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -33,7 +34,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const ERRANDS: usize = 32;
 
 /// Why each queued job waits, as of the last tick.
-pub type Waiting = BTreeMap<JobId, Vec<String>>;
+pub type Waiting = BTreeMap<JobId, Reasons>;
 
 /// The loop and what it works with.
 pub struct Reconciler {
@@ -47,7 +48,7 @@ pub struct Reconciler {
     pub gates: Gates,
     /// Opens merge requests.
     pub publisher: Publisher,
-    /// How many jobs may run in the fleet at once.
+    /// How many jobs may run in the fleet at once, unless the settings say otherwise.
     pub max_running: usize,
     /// Tells the time.
     pub clock: Clock,
@@ -62,8 +63,9 @@ impl Reconciler {
         let mut hosts = self.sessions.changed();
         let mut errands = JoinSet::new();
         let mut under_way = BTreeSet::new();
+        let mut reserved = BTreeMap::new();
         loop {
-            self.tick(&mut errands, &mut under_way).await;
+            self.tick(&mut errands, &mut under_way, &mut reserved).await;
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 _ = records.changed() => {}
@@ -83,7 +85,12 @@ impl Reconciler {
         errands.shutdown().await;
     }
 
-    async fn tick(&self, errands: &mut JoinSet<JobId>, under_way: &mut BTreeSet<JobId>) {
+    async fn tick(
+        &self,
+        errands: &mut JoinSet<JobId>,
+        under_way: &mut BTreeSet<JobId>,
+        reserved: &mut BTreeMap<JobId, HostId>,
+    ) {
         let now = self.clock.now();
         for (job, project) in self.errands(now) {
             if under_way.len() >= ERRANDS {
@@ -93,7 +100,11 @@ impl Reconciler {
                 errands.spawn(errand(self.gates.clone(), self.publisher.clone(), job, project));
             }
         }
-        let plan = scheduler::plan(&self.snapshot(now));
+        let connected = self.sessions.connected();
+        let mut looked = snapshot::of(&self.view.read(), &connected, self.max_running, now);
+        looked.reserved = std::mem::take(reserved);
+        let plan = scheduler::plan(&looked);
+        reserved.clone_from(&plan.reserve);
         self.assign(&plan).await;
         self.waiting.send_if_modified(|waiting| {
             let moved = *waiting != plan.wait;
@@ -114,30 +125,7 @@ impl Reconciler {
             let project = records.projects.get(&job.spec.project).cloned();
             (job, project)
         };
-        records.jobs().filter(due).map(with_project).collect()
-    }
-
-    fn snapshot(&self, now: Timestamp) -> Snapshot {
-        let connected = self.sessions.connected();
-        let records = self.view.read();
-        let mut snapshot = Snapshot { now, max_running: self.max_running, ..Snapshot::default() };
-        for job in records.jobs() {
-            match job.state.phase {
-                JobPhase::Queued => snapshot.queued.push(queued(&job)),
-                JobPhase::Running => *snapshot.running.entry(job.spec.project.clone()).or_default() += 1,
-                _ => {}
-            }
-        }
-        let given = given(&records);
-        snapshot.hosts = records
-            .hosts
-            .values()
-            .map(|host| {
-                let given = given.get(&host.id).copied().unwrap_or_default();
-                host_view(host.id.clone(), &host.name, connected.get(&host.id), given)
-            })
-            .collect();
-        snapshot
+        records.active_jobs().filter(due).map(with_project).collect()
     }
 
     async fn assign(&self, plan: &Plan) {
@@ -171,48 +159,4 @@ async fn errand(gates: Gates, publisher: Publisher, job: JobRecords, project: Op
         Err(error) => warn!(job = %job.spec.id, error = %Chain(&error), "the job could not be moved"),
     }
     job.spec.id.clone()
-}
-
-fn queued(job: &JobRecords) -> QueuedJob {
-    QueuedJob {
-        job: job.spec.id.clone(),
-        project: job.spec.project.clone(),
-        submitted: job.spec.submitted,
-        not_before: job.state.not_before,
-        resources: reserved(job.state.resources),
-    }
-}
-
-/// Processors are shared by those who want them and are a limit, not a reservation; all else is set aside.
-fn reserved(resources: Resources) -> Resources {
-    Resources { cpu_millis: 0, ..resources }
-}
-
-/// Adds up what each host has been given: every attempt that owns its job, until its environment is gone.
-fn given(records: &Records) -> BTreeMap<HostId, Resources> {
-    let mut given: BTreeMap<HostId, Resources> = BTreeMap::new();
-    for job in records.jobs() {
-        if let Some((owner, _)) = &job.owner {
-            let sum = given.entry(owner.host.clone()).or_default();
-            *sum = sum.plus(reserved(job.state.resources));
-        }
-    }
-    given
-}
-
-/// What a host still has room for: of memory and slots what was not given away, of its disk what is free by its own word.
-fn host_view(id: HostId, name: &str, connected: Option<&Connected>, given: Resources) -> HostView {
-    let name = name.to_owned();
-    match connected {
-        None => HostView { id, name, problems: vec!["it is not connected".into()], free: Resources::default() },
-        Some(connected) => {
-            let (left, free) = (connected.total().minus(given), connected.free());
-            let free = Resources {
-                disk_bytes: free.disk_bytes.min(left.disk_bytes),
-                disk_inodes: free.disk_inodes.min(left.disk_inodes),
-                ..left
-            };
-            HostView { id, name, problems: connected.inventory.problems.clone(), free }
-        }
-    }
 }

@@ -21,6 +21,8 @@ use super::{Change, StoreError};
 use crate::environment::{Alternative, Dropped, ReportLine};
 use crate::forge::{Base, MergeRequest};
 
+pub mod settings;
+
 /// The beginning of every key.
 pub const PREFIX: &str = "/devfleet/v1/";
 
@@ -94,6 +96,9 @@ pub struct JobSpec {
     pub submitted_by: String,
     /// When.
     pub submitted: Timestamp,
+    /// The greater, the sooner it runs.
+    #[serde(default)]
+    pub priority: i32,
 }
 
 /// What a person approves. Written once.
@@ -161,6 +166,12 @@ pub struct JobState {
     pub base: Option<Base>,
     /// What is set aside for it on a host, once known.
     pub resources: Resources,
+    /// The recipe of its image, once known: hosts that have the image start it sooner.
+    #[serde(default)]
+    pub recipe: Option<Digest>,
+    /// The key of its repository's mirrors, once known.
+    #[serde(default)]
+    pub mirror: Option<String>,
     /// Who approved, or why nobody had to.
     pub approved_by: Option<String>,
     /// Why it was rejected.
@@ -188,6 +199,8 @@ impl JobState {
             proposal: None,
             base: None,
             resources: Resources::default(),
+            recipe: None,
+            mirror: None,
             approved_by: None,
             rejected: None,
             attempts: Vec::new(),
