@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, HostId, JobId};
@@ -20,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::gates::Gates;
 use crate::jobs::{JobError, Jobs};
+use crate::leader::{LeadOnly, Term};
 use crate::project::ProjectRecord;
 use crate::publish::Publisher;
 use crate::scheduler::{self, Plan, Reasons};
@@ -56,56 +58,62 @@ pub struct Reconciler {
     pub waiting: watch::Sender<Waiting>,
 }
 
-impl Reconciler {
-    /// Runs until the shutdown.
-    pub async fn run(self, shutdown: CancellationToken) {
+/// What one term's loop remembers between its looks. All of it may be lost: it is found again, or planned anew.
+#[derive(Default)]
+struct Course {
+    errands: JoinSet<JobId>,
+    under_way: BTreeSet<JobId>,
+    reserved: BTreeMap<JobId, HostId>,
+}
+
+#[async_trait]
+impl LeadOnly for Reconciler {
+    /// Runs until the shutdown, or until it is dropped with its term.
+    async fn run(&self, term: Term, shutdown: CancellationToken) {
+        // Whatever a leader before this one assigned must be seen, or its room would be given away again.
+        self.view.reach(term.revision).await;
         let mut records = self.view.changed();
         let mut hosts = self.sessions.changed();
-        let mut errands = JoinSet::new();
-        let mut under_way = BTreeSet::new();
-        let mut reserved = BTreeMap::new();
+        let mut course = Course::default();
         loop {
-            self.tick(&mut errands, &mut under_way, &mut reserved).await;
+            self.tick(&term, &mut course).await;
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 _ = records.changed() => {}
                 _ = hosts.changed() => {}
-                Some(done) = errands.join_next() => match done {
-                    Ok(job) => drop(under_way.remove(&job)),
+                Some(done) = course.errands.join_next() => match done {
+                    Ok(job) => drop(course.under_way.remove(&job)),
                     Err(error) => {
                         // Which job it was is not known any more: forget all, the next ticks find them again.
                         warn!(error = %Chain(&error), "an errand failed");
-                        errands.abort_all();
-                        under_way.clear();
+                        course.errands.abort_all();
+                        course.under_way.clear();
                     }
                 },
                 () = tokio::time::sleep(INTERVAL) => {}
             }
         }
-        errands.shutdown().await;
+        course.errands.shutdown().await;
     }
+}
 
-    async fn tick(
-        &self,
-        errands: &mut JoinSet<JobId>,
-        under_way: &mut BTreeSet<JobId>,
-        reserved: &mut BTreeMap<JobId, HostId>,
-    ) {
+impl Reconciler {
+    async fn tick(&self, term: &Term, course: &mut Course) {
         let now = self.clock.now();
         for (job, project) in self.errands(now) {
-            if under_way.len() >= ERRANDS {
+            if course.under_way.len() >= ERRANDS {
                 break;
             }
-            if under_way.insert(job.spec.id.clone()) {
-                errands.spawn(errand(self.gates.clone(), self.publisher.clone(), job, project));
+            if course.under_way.insert(job.spec.id.clone()) {
+                course.errands.spawn(errand(term.clone(), self.gates.clone(), self.publisher.clone(), job, project));
             }
         }
         let connected = self.sessions.connected();
         let mut looked = snapshot::of(&self.view.read(), &connected, self.max_running, now);
-        looked.reserved = std::mem::take(reserved);
+        looked.reserved = std::mem::take(&mut course.reserved);
         let plan = scheduler::plan(&looked);
-        reserved.clone_from(&plan.reserve);
-        self.assign(&plan).await;
+        course.reserved.clone_from(&plan.reserve);
+        self.assign(term, &plan).await;
         self.waiting.send_if_modified(|waiting| {
             let moved = *waiting != plan.wait;
             waiting.clone_from(&plan.wait);
@@ -128,10 +136,10 @@ impl Reconciler {
         records.active_jobs().filter(due).map(with_project).collect()
     }
 
-    async fn assign(&self, plan: &Plan) {
+    async fn assign(&self, term: &Term, plan: &Plan) {
         for (job, host) in &plan.assign {
             let attempt = AttemptId::random();
-            match self.jobs.assign(job, host, attempt.clone()).await {
+            match self.jobs.assign(term, job, host, attempt.clone()).await {
                 Ok(Some(revision)) => {
                     info!(%job, %host, %attempt, "job assigned");
                     // The next plan must see this start, or it would hand out the same room twice.
@@ -146,15 +154,22 @@ impl Reconciler {
 }
 
 /// Brings one job through its gate or to its merge request.
-async fn errand(gates: Gates, publisher: Publisher, job: JobRecords, project: Option<Arc<ProjectRecord>>) -> JobId {
+async fn errand(
+    term: Term,
+    gates: Gates,
+    publisher: Publisher,
+    job: JobRecords,
+    project: Option<Arc<ProjectRecord>>,
+) -> JobId {
     let config = project.as_ref().map(|project| &project.config);
     let outcome = match job.state.phase {
-        JobPhase::Publishing => publisher.publish(&job, config).await,
-        _ => gates.pass(&job, config).await,
+        JobPhase::Publishing => publisher.publish(&term, &job, config).await,
+        _ => gates.pass(&term, &job, config).await,
     };
     match outcome {
         Ok(()) => {}
         // The job moved meanwhile (a person cancelled it): the next tick sees where it is.
+        Err(JobError::TermOver(job)) => info!(%job, "the job was not moved, another controller leads now"),
         Err(JobError::Refused(refused)) => info!(job = %job.spec.id, %refused, "the job moved meanwhile"),
         Err(error) => warn!(job = %job.spec.id, error = %Chain(&error), "the job could not be moved"),
     }

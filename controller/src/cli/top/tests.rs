@@ -57,15 +57,11 @@ fn the_hosts_are_shown_with_what_is_used_and_what_is_wrong() {
         [
             "1 of 2 hosts connected   1 of 5 jobs running   1 queued   1 await approval",
             " Hosts 2   Running 1   Queue 2",
-            "HOST ^  SLOTS    CPU   MEMORY              DISK                 JOBS  SEEN  PROBLEMS",
-            "alpha   3 of 10  50 %  6.0 GiB of 8.0 GiB  50 GiB of 100 GiB    1     1s",
-            "zeta    0 of 0   0 %   0 B of 0 B          0 B of 0 B           1     1s    not connected",
+            "HOST ^  SLOTS    CPU   MEMORY              DISK               JOBS  SEEN  PROBLEMS",
+            "alpha   3 of 10  50 %  6.0 GiB of 8.0 GiB  50 GiB of 100 GiB  1     1s",
+            "zeta    0 of 0   0 %   0 B of 0 B          0 B of 0 B         1     1s    not connected",
             "q quit   tab next table   left/right sort by   r reverse   up/down scroll",
         ]
-        .map(|line| line
-            .replace("DISK                 JOBS", "DISK               JOBS")
-            .replace("GiB    1 ", "GiB  1 ")
-            .replace("0 B of 0 B           1", "0 B of 0 B         1"))
     );
 }
 
