@@ -13,6 +13,7 @@ mod compose;
 mod images;
 mod job;
 mod merged;
+pub mod overrides;
 mod purpose;
 mod recipe;
 mod report;

@@ -3,6 +3,8 @@
 //! Callers are the API (people), sessions (hosts), and the reconcile loop. A change that lost its race is made anew on
 //! what stands now, so each is written as a function of the state.
 
+mod anew;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -162,6 +164,8 @@ impl Jobs {
                 return Err(JobError::StaleDigest { job: job.clone(), standing });
             }
             state.approved_by = Some(by.to_owned());
+            // It is looked at once more before the start, however quickly that follows.
+            state.current = None;
             step(state, JobEvent::Approved, now)
         })
         .await
@@ -240,6 +244,7 @@ impl Jobs {
             seen.state.base = Some(proposal.base.clone());
             seen.state.resources = proposal.limits.resources;
             seen.state.approved_by = auto.map(str::to_owned);
+            seen.state.current = auto.map(|_| self.clock.now());
             let event = if auto.is_some() { JobEvent::ProposedAndApproved } else { JobEvent::Proposed };
             step(&mut seen.state, event, self.clock.now())?;
             let transaction = Transaction {

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::gates::Gates;
+use crate::gates::{Gates, drift};
 use crate::jobs::{JobError, Jobs};
 use crate::project::ProjectRecord;
 use crate::publish::Publisher;
@@ -94,7 +94,7 @@ impl Reconciler {
             }
         }
         let plan = scheduler::plan(&self.snapshot(now));
-        self.assign(&plan).await;
+        self.start(&plan, now, errands, under_way).await;
         self.waiting.send_if_modified(|waiting| {
             let moved = *waiting != plan.wait;
             waiting.clone_from(&plan.wait);
@@ -115,6 +115,13 @@ impl Reconciler {
             (job, project)
         };
         records.jobs().filter(due).map(with_project).collect()
+    }
+
+    fn with_project(&self, job: &JobId) -> Option<(JobRecords, Option<Arc<ProjectRecord>>)> {
+        let records = self.view.read();
+        let job = records.job(job)?;
+        let project = records.projects.get(&job.spec.project).cloned();
+        Some((job, project))
     }
 
     fn snapshot(&self, now: Timestamp) -> Snapshot {
@@ -140,8 +147,16 @@ impl Reconciler {
         snapshot
     }
 
-    async fn assign(&self, plan: &Plan) {
+    /// Gives the planned jobs to their hosts; one whose CI configuration was not looked at lately is looked at first.
+    async fn start(&self, plan: &Plan, now: Timestamp, errands: &mut JoinSet<JobId>, under_way: &mut BTreeSet<JobId>) {
         for (job, host) in &plan.assign {
+            let Some((records, project)) = self.with_project(job) else { continue };
+            if !drift::is_current(&records.state, now) {
+                if under_way.len() < ERRANDS && under_way.insert(job.clone()) {
+                    errands.spawn(errand(self.gates.clone(), self.publisher.clone(), records, project));
+                }
+                continue;
+            }
             let attempt = AttemptId::random();
             match self.jobs.assign(job, host, attempt.clone()).await {
                 Ok(Some(revision)) => {
@@ -162,6 +177,7 @@ async fn errand(gates: Gates, publisher: Publisher, job: JobRecords, project: Op
     let config = project.as_ref().map(|project| &project.config);
     let outcome = match job.state.phase {
         JobPhase::Publishing => publisher.publish(&job, config).await,
+        JobPhase::Queued => gates.recheck(&job, config).await,
         _ => gates.pass(&job, config).await,
     };
     match outcome {

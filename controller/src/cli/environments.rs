@@ -13,6 +13,8 @@ use super::{Session, render};
 pub(super) enum EnvCommand {
     /// Show a job's proposal: environment, plan, agent, and the digest to approve
     Show(ShowArgs),
+    /// Show what a changed CI configuration changed of the proposal that was approved
+    Diff(DiffArgs),
 }
 
 #[derive(Debug, Args)]
@@ -37,7 +39,21 @@ pub(super) struct DiffArgs {
 }
 
 pub(super) async fn run(command: EnvCommand, session: &Session) -> Result<Exit, CliError> {
-    let EnvCommand::Show(args) = command;
+    match command {
+        EnvCommand::Show(args) => show(args, session).await,
+        EnvCommand::Diff(args) => proposal_diff(args, session).await,
+    }
+}
+
+async fn proposal_diff(args: DiffArgs, session: &Session) -> Result<Exit, CliError> {
+    let connection = session.connect()?;
+    let request = v1::GetProposalDiffRequest { job: args.job };
+    let diff = connection.read(async || connection.jobs().get_proposal_diff(request.clone()).await).await?;
+    session.output.show(|| shape::jobs::proposal_diff(&diff), || render::proposal::diff(&diff))?;
+    Ok(Exit::OK)
+}
+
+async fn show(args: ShowArgs, session: &Session) -> Result<Exit, CliError> {
     let connection = session.connect()?;
     let request = v1::GetProposalRequest { job: args.job.clone() };
     let proposal = connection.read(async || connection.jobs().get_proposal(request.clone()).await).await?;

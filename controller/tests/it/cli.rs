@@ -16,6 +16,7 @@ const READS: [&[&str]; 11] = [
     &["env", "show", "0b5e"],
     &["env", "show", "0b5e", "--report"],
     &["env", "show", "0b5e", "--dockerfile"],
+    &["env", "diff", "0b5e"],
     &["diff", "0b5e"],
     &["hosts", "list"],
     &["hosts", "show", "box1"],
