@@ -21,10 +21,11 @@ use devfleet_shared::job::{JobEvent, JobPhase};
 use tracing::{info, warn};
 
 use crate::environment::overrides::OverridesError;
-use crate::environment::{self, Context, Derivation};
+use crate::environment::{self, Context, Derivation, Verdict};
 use crate::forge::{Base, ForgeError, SharedForge};
 use crate::forges::{Forges, OpenForgeError};
-use crate::jobs::{JobError, Jobs};
+use crate::jobs::{JobError, Jobs, Setback};
+use crate::leader::Term;
 use crate::project::{Approval, ForgeConfig, ProjectConfig};
 use crate::store::records::{JobSpec, Proposal};
 use crate::view::JobRecords;
@@ -74,24 +75,24 @@ pub struct Gates {
 
 impl Gates {
     /// Brings a job in `Submitted` or `Planning` as far as it gets. Safe to repeat.
-    pub async fn pass(&self, job: &JobRecords, project: Option<&ProjectConfig>) -> Result<(), JobError> {
+    pub async fn pass(&self, term: &Term, job: &JobRecords, project: Option<&ProjectConfig>) -> Result<(), JobError> {
         let id = &job.spec.id;
         if job.state.phase == JobPhase::Submitted {
-            self.jobs.event(id, JobEvent::TriagePassed, |_| ()).await?;
+            self.jobs.event(term, id, JobEvent::TriagePassed, |_| ()).await?;
         }
-        let Some(project) = project else { return self.gone(job).await };
+        let Some(project) = project else { return self.gone(term, job).await };
         match self.propose(&job.spec, project).await {
-            Ok(proposal) => {
-                let auto = (project.approval == Approval::Auto).then_some("the project's policy (approval = auto)");
+            Ok((proposal, verdict)) => {
+                let auto = approved_by_policy(project, verdict);
                 info!(job = %id, digest = %proposal.digest, "proposal written");
-                self.jobs.propose(id, &proposal, auto).await
+                self.jobs.propose(term, id, &proposal, auto).await
             }
-            Err(error) => self.trouble(job, &JobPhase::Planning, error).await,
+            Err(error) => self.trouble(term, job, &JobPhase::Planning, error).await,
         }
     }
 
     /// Tries again later where that may help, and ends the job where it does not.
-    async fn trouble(&self, job: &JobRecords, phase: &JobPhase, error: GateError) -> Result<(), JobError> {
+    async fn trouble(&self, term: &Term, job: &JobRecords, phase: &JobPhase, error: GateError) -> Result<(), JobError> {
         let id = &job.spec.id;
         match error {
             GateError::Forge(error) if error.is_retryable() && job.state.tries < FORGE_TRIES => {
@@ -102,32 +103,45 @@ impl Gates {
                 let pause = FORGE_PACE.pause(job.state.tries + 1, Backoff::jitter()).max(asked.unwrap_or_default());
                 warn!(job = %id, error = %Chain(&error), "the forge does not answer, trying later");
                 let trouble = Chain(&error).to_string();
-                self.jobs.try_later(id, phase, &trouble, pause).await
+                let setback = Setback { in_phase: phase, trouble: &trouble, pause };
+                self.jobs.try_later(term, id, setback).await
             }
             error => {
                 let reason = error.reason();
                 let message = Chain(&error).to_string();
-                self.fail(job, reason, message).await
+                self.fail(term, job, reason, message).await
             }
         }
     }
 
-    async fn gone(&self, job: &JobRecords) -> Result<(), JobError> {
+    async fn gone(&self, term: &Term, job: &JobRecords) -> Result<(), JobError> {
         let message = format!("project {} was removed", job.spec.project);
-        self.fail(job, FailureReason::Derivation, message).await
+        self.fail(term, job, FailureReason::Derivation, message).await
     }
 
-    async fn fail(&self, job: &JobRecords, reason: FailureReason, message: String) -> Result<(), JobError> {
+    async fn fail(
+        &self,
+        term: &Term,
+        job: &JobRecords,
+        reason: FailureReason,
+        message: String,
+    ) -> Result<(), JobError> {
         info!(job = %job.spec.id, reason = reason.name(), "the job did not pass its gates");
-        self.jobs.event(&job.spec.id, JobEvent::GateFailed(Failure { reason, message }), |_| ()).await.map(drop)
+        self.jobs.event(term, &job.spec.id, JobEvent::GateFailed(Failure { reason, message }), |_| ()).await.map(drop)
     }
 
-    async fn propose(&self, spec: &JobSpec, project: &ProjectConfig) -> Result<Proposal, GateError> {
+    async fn propose(&self, spec: &JobSpec, project: &ProjectConfig) -> Result<(Proposal, Verdict), GateError> {
         let forge = self.forges.of(project).await?;
         let base = forge.base(spec.base.as_deref().or(project.default_branch.as_deref())).await?;
         let sources = Sources::read(&forge, spec, project, &base).await?;
         write(&forge, spec, project, base, &sources).await
     }
+}
+
+/// Says who approves where the project does it by itself. A guess is for a person to look at, whatever the policy says.
+fn approved_by_policy(project: &ProjectConfig, verdict: Verdict) -> Option<&'static str> {
+    let allowed = project.approval == Approval::Auto && verdict != Verdict::Fallback;
+    allowed.then_some("the project's policy (approval = auto)")
 }
 
 /// Writes the proposal that these sources give for work that begins at this base.
@@ -137,13 +151,13 @@ async fn write(
     project: &ProjectConfig,
     base: Base,
     sources: &Sources,
-) -> Result<Proposal, GateError> {
+) -> Result<(Proposal, Verdict), GateError> {
     let access = forge.git_access().await?;
     let (mut derived, declared) = sources.derive(&context(project, &base, sources.files.clone()))?;
     let ci_variables = ci_variables(forge, project, &mut derived).await?;
     let (agent, needs) = agents::prepare(&spec.agent, project).await?;
     let recipe = environment::recipe(&derived.environment, &derived.packages, &needs);
-    let Derivation { environment, ci_job, alternatives, dropped, report, notes, confidence, .. } = derived;
+    let Derivation { environment, ci_job, alternatives, dropped, report, notes, confidence, verdict, .. } = derived;
     let mut proposal = Proposal {
         digest: Digest::of(b""),
         task: spec.task.clone(),
@@ -165,7 +179,7 @@ async fn write(
         source: Some(sources.digest()),
     };
     proposal.digest = proposal.digest_of()?;
-    Ok(proposal)
+    Ok((proposal, verdict))
 }
 
 /// Looks which of the allowed CI variables the forge has, and notes by name which it has not. No value is kept.

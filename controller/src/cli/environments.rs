@@ -15,6 +15,8 @@ pub(super) enum EnvCommand {
     Show(ShowArgs),
     /// Show what a changed CI configuration changed of the proposal that was approved
     Diff(DiffArgs),
+    /// Derive the environment that a CI configuration stands for; needs no controller
+    Derive(super::derive::DeriveArgs),
 }
 
 #[derive(Debug, Args)]
@@ -42,6 +44,7 @@ pub(super) async fn run(command: EnvCommand, session: &Session) -> Result<Exit, 
     match command {
         EnvCommand::Show(args) => show(args, session).await,
         EnvCommand::Diff(args) => proposal_diff(args, session).await,
+        EnvCommand::Derive(args) => super::derive::run(args, session).await,
     }
 }
 
@@ -70,7 +73,8 @@ async fn show(args: ShowArgs, session: &Session) -> Result<Exit, CliError> {
     Ok(Exit::OK)
 }
 
-fn file(session: &Session, name: &str, text: &str) -> Result<(), CliError> {
+/// Prints a file: as it is, or as the only field of a record.
+pub(super) fn file(session: &Session, name: &str, text: &str) -> Result<(), CliError> {
     match session.output.format() {
         Format::Table => session.output.content(text, str::to_owned),
         Format::Json | Format::Yaml => session.output.show(|| record([(name, text.into())]), String::new),

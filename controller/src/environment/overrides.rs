@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use devfleet_shared::environment::{CacheSpec, EnvironmentSpec, ServiceSpec};
 use serde::{Deserialize, Serialize};
 
-use super::{Derivation, DerivationError, ReportLine};
+use super::{Derivation, DerivationError, ReportLine, Verdict};
 
 /// Where the file stands in a repository.
 pub const OVERRIDES_FILE: &str = ".devfleet.toml";
@@ -92,7 +92,9 @@ impl Overrides {
             environment.image.clone_from(image);
             // They belong to the image that CI names.
             (environment.entrypoint, environment.user, environment.platform) = (None, None, None);
+            // A person named it: nothing is guessed any more.
             derivation.confidence = derivation.confidence.max(0.9);
+            derivation.verdict = Verdict::Derived;
             report.replace("image", image, *line);
         }
         if let Some((services, line)) = &self.services {

@@ -12,9 +12,11 @@ use devfleet_shared::job::JobPhase;
 use tracing::info;
 
 use super::sources::{Sources, default_branch};
-use super::{GateError, Gates, write};
-use crate::jobs::JobError;
-use crate::project::{Approval, ProjectConfig};
+use super::{GateError, Gates, approved_by_policy, write};
+use crate::environment::Verdict;
+use crate::jobs::{Anew, JobError};
+use crate::leader::Term;
+use crate::project::ProjectConfig;
 use crate::store::records::{JobSpec, JobState, Proposal};
 use crate::view::JobRecords;
 
@@ -28,19 +30,25 @@ pub fn is_current(state: &JobState, now: Timestamp) -> bool {
 
 impl Gates {
     /// Looks again at what a queued job was derived from. Safe to repeat.
-    pub async fn recheck(&self, job: &JobRecords, project: Option<&ProjectConfig>) -> Result<(), JobError> {
+    pub async fn recheck(
+        &self,
+        term: &Term,
+        job: &JobRecords,
+        project: Option<&ProjectConfig>,
+    ) -> Result<(), JobError> {
         let id = &job.spec.id;
         let (Some(project), Some(approved)) = (project, self.jobs.proposal(id).await?) else {
-            return self.gone(job).await;
+            return self.gone(term, job).await;
         };
         match self.look_again(&job.spec, project, &approved).await {
-            Ok(None) => self.jobs.note_current(id, &approved.digest).await,
-            Ok(Some(proposal)) => {
-                let auto = (project.approval == Approval::Auto).then_some("the project's policy (approval = auto)");
+            Ok(None) => self.jobs.note_current(term, id, &approved.digest).await,
+            Ok(Some((proposal, verdict))) => {
+                let auto = approved_by_policy(project, verdict);
                 info!(job = %id, approved = %approved.digest, now = %proposal.digest, "the CI configuration changed");
-                self.jobs.propose_anew(id, &approved, &proposal, auto).await
+                let anew = Anew { former: &approved, proposal: &proposal, auto };
+                self.jobs.propose_anew(term, id, anew).await
             }
-            Err(error) => self.trouble(job, &JobPhase::Queued, error).await,
+            Err(error) => self.trouble(term, job, &JobPhase::Queued, error).await,
         }
     }
 
@@ -50,7 +58,7 @@ impl Gates {
         spec: &JobSpec,
         project: &ProjectConfig,
         approved: &Proposal,
-    ) -> Result<Option<Proposal>, GateError> {
+    ) -> Result<Option<(Proposal, Verdict)>, GateError> {
         let forge = self.forges.of(project).await?;
         let base = forge.base(Some(&approved.base.branch)).await?;
         if base.commit == approved.base.commit {
@@ -64,7 +72,7 @@ impl Gates {
             return Ok(None);
         }
         // The newer commit alone is no reason to ask again: the work begins at the approved one.
-        let same_base = write(&forge, spec, project, approved.base.clone(), &sources).await?;
+        let (same_base, _) = write(&forge, spec, project, approved.base.clone(), &sources).await?;
         if same_base.digest == approved.digest {
             return Ok(None);
         }

@@ -11,23 +11,6 @@ use crate::forge::{Base, CiConfig, ForgeError, SharedForge};
 use crate::project::{OverridesPolicy, ProjectConfig};
 use crate::store::records::JobSpec;
 
-/// Files that pin versions or list commands, read from the repository where they exist.
-const REPOSITORY_FILES: [&str; 13] = [
-    ".ruby-version",
-    ".python-version",
-    ".node-version",
-    ".nvmrc",
-    ".java-version",
-    ".php-version",
-    ".go-version",
-    ".tool-versions",
-    "go.mod",
-    "rust-toolchain",
-    "rust-toolchain.toml",
-    "pyproject.toml",
-    "package.json",
-];
-
 /// What was read. Nothing of it is derived yet.
 pub(super) struct Sources {
     /// `Err`: the path that was looked for, where there is no configuration.
@@ -125,7 +108,7 @@ pub(super) async fn default_branch(
 
 /// Reads what exists of the files that pin versions. A file that cannot be read is left out: it only refines.
 async fn read_files(forge: &SharedForge, commit: &str) -> BTreeMap<String, String> {
-    let reads = REPOSITORY_FILES.map(|path| async move {
+    let reads = environment::REPOSITORY_FILES.map(|path| async move {
         let content = forge.read_file(commit, path).await.ok().flatten()?;
         Some((path.to_owned(), String::from_utf8(content).ok()?))
     });

@@ -4,13 +4,25 @@ use devfleet_shared::id::{Digest, JobId};
 use devfleet_shared::job::{JobEvent, JobPhase};
 
 use super::{JobError, Jobs, step};
+use crate::leader::Term;
 use crate::store::records::{Proposal, decode, key, put};
 use crate::store::{Commit, Compare, Transaction};
 
+/// A proposal that is to take another's place.
+#[derive(Debug, Clone, Copy)]
+pub struct Anew<'a> {
+    /// The one that was approved.
+    pub former: &'a Proposal,
+    /// The one that takes its place.
+    pub proposal: &'a Proposal,
+    /// Why nobody has to approve it, where that is so.
+    pub auto: Option<&'a str>,
+}
+
 impl Jobs {
-    /// Notes that what was approved is still what the CI configuration says, or that its newest proposal is.
-    pub async fn note_current(&self, job: &JobId, digest: &Digest) -> Result<(), JobError> {
-        self.change(job, |state, now| {
+    /// Notes that what was approved is what the CI configuration says now.
+    pub async fn note_current(&self, term: &Term, job: &JobId, digest: &Digest) -> Result<(), JobError> {
+        self.change_under(Some(term), job, |state, now| {
             if state.phase == JobPhase::Queued && state.proposal.as_ref() == Some(digest) {
                 (state.current, state.trouble, state.tries) = (Some(now), None, 0);
             }
@@ -21,16 +33,14 @@ impl Jobs {
     }
 
     /// Puts another proposal in the place of the one that was approved, and keeps that for comparison. The job waits
-    /// for a person again, unless the project approves by itself.
-    pub async fn propose_anew(
-        &self,
-        job: &JobId,
-        former: &Proposal,
-        proposal: &Proposal,
-        auto: Option<&str>,
-    ) -> Result<(), JobError> {
+    /// for a person again, unless the project approves by itself. Nothing happens if the job has moved on.
+    pub async fn propose_anew(&self, term: &Term, job: &JobId, anew: Anew<'_>) -> Result<(), JobError> {
+        let Anew { former, proposal, auto } = anew;
+        let mut refused = None;
         loop {
             let mut seen = self.seen(job).await?;
+            seen.moved_since(refused, job)?;
+            let read = seen.revision;
             if seen.state.phase != JobPhase::Queued || seen.state.proposal.as_ref() != Some(&former.digest) {
                 return Ok(());
             }
@@ -40,13 +50,11 @@ impl Jobs {
                 let hint = "the CI configuration changed after the approval; `devfleet env diff` shows how";
                 seen.state.trouble = Some(hint.to_owned());
             }
-            seen.state.proposal = Some(proposal.digest.clone());
-            seen.state.base = Some(proposal.base.clone());
-            seen.state.resources = proposal.limits.resources;
+            seen.state.note_proposal(proposal);
             seen.state.approved_by = auto.map(str::to_owned);
             seen.state.current = auto.map(|_| now);
             let transaction = Transaction {
-                when: vec![Compare::Modified(key::state(job), seen.revision)],
+                when: vec![Compare::Modified(key::state(job), read), term.compare()],
                 then: vec![
                     put(key::former_proposal(job), former)?,
                     put(key::proposal(job), proposal)?,
@@ -56,6 +64,7 @@ impl Jobs {
             if let Commit::Done(_) = self.store.commit(transaction).await? {
                 return Ok(());
             }
+            refused = Some(read);
         }
     }
 

@@ -5,6 +5,8 @@
 //! fence. Values are JSON.
 
 use std::collections::BTreeMap;
+pub mod leadership;
+
 use std::time::Duration;
 
 use devfleet_shared::assignment::{AgentSpec, Limits};
@@ -228,6 +230,13 @@ impl JobState {
         self.tries = 0;
         self.not_before = Timestamp::default();
         self.trouble = None;
+    }
+
+    /// Takes over what the state says of the proposal that stands.
+    pub fn note_proposal(&mut self, proposal: &Proposal) {
+        self.proposal = Some(proposal.digest.clone());
+        self.base = Some(proposal.base.clone());
+        self.resources = proposal.limits.resources;
     }
 
     /// Returns the attempt under way or last under way.

@@ -18,6 +18,7 @@ use devfleet_shared::id::{Digest, JobId};
 use devfleet_shared::job::{JobPhase, Outcome};
 use serde_json::json;
 
+use crate::jobs::term;
 use crate::support::gitlab::{Fault, GitLabStandIn, LintAnswer, ProjectHandle, Route, Scope, Standing};
 
 const NOW: Timestamp = Timestamp(1_800_000_000_000);
@@ -85,7 +86,7 @@ impl Bench {
     /// Brings a job through its gates, and returns the proposal or the job's end.
     async fn passed(&self, base: Option<&str>) -> (JobId, Result<Proposal, String>) {
         let id = self.submit(base).await;
-        self.gates.pass(&self.records(&id).await, Some(&self.config)).await.expect("it moves");
+        self.gates.pass(&term(), &self.records(&id).await, Some(&self.config)).await.expect("it moves");
         let outcome = match self.state(&id).await.phase {
             JobPhase::Ended(Outcome::Failed(failure)) => Err(failure.message),
             _ => Ok(self.jobs.proposal(&id).await.expect("read").expect("a proposal")),
@@ -104,7 +105,7 @@ impl Bench {
     }
 
     async fn recheck(&self, id: &JobId) -> JobState {
-        self.gates.recheck(&self.records(id).await, Some(&self.config)).await.expect("it moves");
+        self.gates.recheck(&term(), &self.records(id).await, Some(&self.config)).await.expect("it moves");
         self.state(id).await
     }
 }

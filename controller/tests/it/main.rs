@@ -7,6 +7,7 @@ mod forge_contract;
 mod gates;
 mod identity;
 mod jobs;
+mod leader;
 mod logs;
 mod store_contract;
 mod store_crash;
