@@ -1,3 +1,5 @@
+//! What `.devfleet.toml` may say, what it does to a derivation, and what is refused.
+
 use super::*;
 
 const WHOLE: &str = r#"

@@ -1,4 +1,4 @@
-//! Jobs whose CI configuration is looked at again between approval and start.
+//! The proposals of jobs: stored with the move that they mean, and replaced when CI changed before the start.
 
 use devfleet_shared::id::{Digest, JobId};
 use devfleet_shared::job::{JobEvent, JobPhase};
@@ -20,6 +20,41 @@ pub struct Anew<'a> {
 }
 
 impl Jobs {
+    /// Stores a proposal and moves the job on. The proposal and the move are one transaction.
+    pub async fn propose(
+        &self,
+        term: &Term,
+        job: &JobId,
+        proposal: &Proposal,
+        auto: Option<&str>,
+    ) -> Result<(), JobError> {
+        let mut refused = None;
+        loop {
+            let mut seen = self.seen(job).await?;
+            seen.moved_since(refused, job)?;
+            let read = seen.revision;
+            seen.state.note_proposal(proposal);
+            seen.state.approved_by = auto.map(str::to_owned);
+            seen.state.current = auto.map(|_| self.clock.now());
+            let event = if auto.is_some() { JobEvent::ProposedAndApproved } else { JobEvent::Proposed };
+            step(&mut seen.state, event, self.clock.now())?;
+            let transaction = Transaction {
+                when: vec![Compare::Modified(key::state(job), read), term.compare()],
+                then: vec![put(key::proposal(job), proposal)?, put(key::state(job), &seen.state)?],
+            };
+            if let Commit::Done(_) = self.store.commit(transaction).await? {
+                return Ok(());
+            }
+            refused = Some(read);
+        }
+    }
+
+    /// Reads the proposal that stands.
+    pub async fn proposal(&self, job: &JobId) -> Result<Option<Proposal>, JobError> {
+        let key = key::proposal(job);
+        Ok(self.store.get(&key).await?.map(|entry| decode(&key, &entry.value)).transpose()?)
+    }
+
     /// Notes that what was approved is what the CI configuration says now.
     pub async fn note_current(&self, term: &Term, job: &JobId, digest: &Digest) -> Result<(), JobError> {
         self.change_under(Some(term), job, |state, now| {
