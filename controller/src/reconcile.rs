@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::gates::Gates;
+use crate::gates::{Gates, drift};
 use crate::jobs::{JobError, Jobs};
 use crate::leader::{LeadOnly, Term};
 use crate::project::ProjectRecord;
@@ -113,7 +113,7 @@ impl Reconciler {
         looked.reserved = std::mem::take(&mut course.reserved);
         let plan = scheduler::plan(&looked);
         course.reserved.clone_from(&plan.reserve);
-        self.assign(term, &plan).await;
+        self.start(term, &plan, course).await;
         self.waiting.send_if_modified(|waiting| {
             let moved = *waiting != plan.wait;
             waiting.clone_from(&plan.wait);
@@ -136,8 +136,25 @@ impl Reconciler {
         records.active_jobs().filter(due).map(with_project).collect()
     }
 
-    async fn assign(&self, term: &Term, plan: &Plan) {
+    fn with_project(&self, job: &JobId) -> Option<(JobRecords, Option<Arc<ProjectRecord>>)> {
+        let records = self.view.read();
+        let job = records.job(job)?;
+        let project = records.projects.get(&job.spec.project).cloned();
+        Some((job, project))
+    }
+
+    /// Gives the planned jobs to their hosts; one whose CI configuration was not looked at lately is looked at first.
+    async fn start(&self, term: &Term, plan: &Plan, course: &mut Course) {
+        let now = self.clock.now();
         for (job, host) in &plan.assign {
+            let Some((records, project)) = self.with_project(job) else { continue };
+            if !drift::is_current(&records.state, now) {
+                if course.under_way.len() < ERRANDS && course.under_way.insert(job.clone()) {
+                    let work = errand(term.clone(), self.gates.clone(), self.publisher.clone(), records, project);
+                    course.errands.spawn(work);
+                }
+                continue;
+            }
             let attempt = AttemptId::random();
             match self.jobs.assign(term, job, host, attempt.clone()).await {
                 Ok(Some(revision)) => {
@@ -164,6 +181,7 @@ async fn errand(
     let config = project.as_ref().map(|project| &project.config);
     let outcome = match job.state.phase {
         JobPhase::Publishing => publisher.publish(&term, &job, config).await,
+        JobPhase::Queued => gates.recheck(&term, &job, config).await,
         _ => gates.pass(&term, &job, config).await,
     };
     match outcome {
