@@ -83,6 +83,7 @@ fn spec() -> JobSpec {
         issue: None,
         submitted_by: "ada".into(),
         submitted: START,
+        priority: 0,
     }
 }
 
@@ -116,6 +117,9 @@ fn proposal() -> Proposal {
         dropped: Vec::new(),
         notes: Vec::new(),
         confidence: 1.0,
+        declared: Default::default(),
+        ci_variables: BTreeMap::new(),
+        source: None,
     }
 }
 
