@@ -8,6 +8,7 @@
 pub mod access;
 pub mod fleet;
 pub mod jobs;
+pub mod passing;
 pub mod session;
 pub mod show;
 

@@ -27,6 +27,7 @@ mod jobs;
 mod lines;
 mod logs;
 mod projects;
+mod stores;
 mod submit;
 mod tokens;
 mod up;
@@ -108,6 +109,9 @@ enum Command {
     Tokens(tokens::TokensCommand),
     /// Remove what nobody owns on the hosts, now
     Sweep(hosts::SweepArgs),
+    /// Move the store of a single machine into that of a fleet
+    #[command(subcommand)]
+    Store(stores::StoreCommand),
     /// Check this machine, the controller and the hosts
     Doctor,
     /// Show who the controller takes you for
@@ -180,6 +184,7 @@ async fn run(command: Command, session: &Session) -> Result<Exit, CliError> {
         Command::JoinToken(command) => tokens::join(command, session).await,
         Command::Tokens(command) => tokens::run(command, session).await,
         Command::Sweep(args) => hosts::sweep(args, session).await,
+        Command::Store(command) => stores::run(command, session).await,
         Command::Doctor => doctor::run(session).await,
         Command::Whoami => tokens::whoami(session).await,
         Command::Completions { shell } => {

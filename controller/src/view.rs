@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::project::ProjectRecord;
+use crate::store::records::leadership::LeaderRecord;
 use crate::store::records::{HostRecord, JobSpec, JobState, Owner, PREFIX, RecordError, decode};
 use crate::store::{Entry, Revision, SharedStore, StoreError, WatchEvent};
 
@@ -44,6 +45,8 @@ pub struct Records {
     pub projects: BTreeMap<ProjectName, Arc<ProjectRecord>>,
     /// The hosts that joined.
     pub hosts: BTreeMap<HostId, Arc<HostRecord>>,
+    /// Who leads.
+    pub leader: Option<LeaderRecord>,
 }
 
 impl Records {
@@ -86,6 +89,7 @@ impl Records {
                     self.owners.insert(id, (decode(&entry.key, &entry.value)?, Fence(entry.modified)));
                 }
             }
+            ["leader"] => self.leader = Some(decode(&entry.key, &entry.value)?),
             ["projects", name] => {
                 if let Ok(name) = name.parse() {
                     self.projects.insert(name, Arc::new(decode(&entry.key, &entry.value)?));
@@ -107,6 +111,7 @@ impl Records {
             ["jobs", id, "spec"] => drop(id.parse().map(|id: JobId| self.specs.remove(&id))),
             ["jobs", id, "state"] => drop(id.parse().map(|id: JobId| self.states.remove(&id))),
             ["owners", id] => drop(id.parse().map(|id: JobId| self.owners.remove(&id))),
+            ["leader"] => self.leader = None,
             ["projects", name] => drop(name.parse().map(|name: ProjectName| self.projects.remove(&name))),
             ["hosts", id] => drop(id.parse().map(|id: HostId| self.hosts.remove(&id))),
             _ => {}
