@@ -6,6 +6,7 @@ mod derivation;
 mod e2e;
 mod etcd;
 mod forge_contract;
+mod gates;
 mod identity;
 mod jobs;
 mod leader;
