@@ -10,6 +10,7 @@ pub mod fleet;
 pub mod jobs;
 pub mod passing;
 pub mod session;
+mod settings;
 pub mod show;
 
 use std::collections::HashMap;

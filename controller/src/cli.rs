@@ -27,9 +27,11 @@ mod jobs;
 mod lines;
 mod logs;
 mod projects;
+mod settings;
 mod stores;
 mod submit;
 mod tokens;
+mod top;
 mod up;
 mod watch;
 
@@ -112,6 +114,11 @@ enum Command {
     /// Move the store of a single machine into that of a fleet
     #[command(subcommand)]
     Store(stores::StoreCommand),
+    /// Watch hosts, queue and jobs
+    Top(top::TopArgs),
+    /// Change how the fleet works while it runs
+    #[command(subcommand)]
+    Settings(settings::SettingsCommand),
     /// Check this machine, the controller and the hosts
     Doctor,
     /// Show who the controller takes you for
@@ -185,6 +192,8 @@ async fn run(command: Command, session: &Session) -> Result<Exit, CliError> {
         Command::Tokens(command) => tokens::run(command, session).await,
         Command::Sweep(args) => hosts::sweep(args, session).await,
         Command::Store(command) => stores::run(command, session).await,
+        Command::Top(args) => top::run(args, session).await,
+        Command::Settings(command) => settings::run(command, session).await,
         Command::Doctor => doctor::run(session).await,
         Command::Whoami => tokens::whoami(session).await,
         Command::Completions { shell } => {

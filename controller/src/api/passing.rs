@@ -11,11 +11,12 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::ControllerId;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Code;
 use tonic::body::Body;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
