@@ -3,7 +3,7 @@
 use super::images::{self, ImageName};
 
 /// Programs that belong to one language.
-const TOOLS: [(&str, &[&str]); 19] = [
+const TOOLS: [(&str, &[&str]); 20] = [
     (
         "python",
         &[
@@ -96,6 +96,7 @@ const TOOLS: [(&str, &[&str]); 19] = [
     ("rust", &["cargo", "rustc", "rustup", "wasm-pack", "cross"]),
     ("java", &["mvn", "gradle", "ant", "javac", "java", "kotlinc", "detekt", "ktlint"]),
     ("scala", &["sbt", "mill", "scala"]),
+    ("clojure", &["lein", "clojure", "clj", "boot"]),
     (
         "php",
         &[
@@ -171,6 +172,10 @@ pub(super) fn of_packages(packages: &[String]) -> Option<(&'static str, Option<S
 /// The version of a language in an image's tag: `3.11` of `3.11-slim`; for Java the JDK's, `11` of `3.6-jdk-11`.
 pub(super) fn version_in(image: &ImageName, language: &str) -> Option<String> {
     let tag = image.tag.as_deref()?;
+    // Their images count the JDK, the build tool and the language in one tag.
+    if matches!(language, "scala" | "clojure" | "android") {
+        return None;
+    }
     if language == "java" && image.base() != "java" {
         let parts = ["jdk-", "jdk", "temurin-", "openjdk-", "java-", "java", "jre-", "corretto-", "zulu-"];
         let after = parts.iter().filter_map(|part| tag.split_once(part).and_then(|(_, rest)| leading_version(rest)));

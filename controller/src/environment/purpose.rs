@@ -1,5 +1,7 @@
 //! What a command of a CI script is for. The tables are from reading real files; they are judged by the program's name.
 
+mod testing;
+
 use super::shell;
 
 /// What a command is for. The order is how much it says about a job: the greater decides.
@@ -19,6 +21,8 @@ pub(super) enum Purpose {
     Packages,
     /// Installs what the project depends on.
     Dependencies,
+    /// Makes or fills a database.
+    Database,
     /// Must not run in the environment.
     Forbidden(Ban),
     /// Checks style or types.
@@ -99,10 +103,14 @@ pub(super) fn of_command(words: &[String]) -> Purpose {
     }
     let args = words.get(1..).unwrap_or_default();
     let first = args.iter().copied().find(|word| !word.starts_with(['-', '+', '$'])).unwrap_or_default();
-    if args.len() == 1 && matches!(args[0], "--version" | "-version" | "-v" | "-V" | "version") && name != "docker" {
+    let asks = matches!(args, ["--version" | "-version" | "version"])
+        || matches!(args, ["-v" | "-V"]) && !testing::is_runner(name)
+        || testing::is_runner(name) && args.first() == Some(&"--version");
+    if asks && name != "docker" {
         return Purpose::Trivial;
     }
-    let judges: [Judge; 6] = [shell_words, packages, banned, tests, checks, dependencies];
+    let judges: [Judge; 8] =
+        [shell_words, packages, banned, databases, dependencies_first, testing::judge, checks, dependencies];
     let judged = judges.iter().find_map(|judge| judge(name, first, args));
     judged.unwrap_or_else(|| by_name(name))
 }
@@ -155,6 +163,7 @@ fn banned(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         ("mvn", _) if args.iter().any(|word| word.contains("versions:set") || word.contains("release:")) => {
             Ban::Version
         }
+        ("mvn" | "gradle", _) if only_uploads(name, args) => Ban::Upload,
         ("npm" | "poetry" | "yarn" | "pnpm", "version") if !args.is_empty() && !has("--no-git-tag-version") => {
             Ban::Version
         }
@@ -163,6 +172,16 @@ fn banned(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
             | "lerna",
             _,
         ) if name != "lerna" || matches!(first, "version" | "publish") => Ban::Version,
+        (
+            "terraform" | "tofu" | "helm" | "packer",
+            "validate" | "fmt" | "lint" | "template" | "unittest" | "version",
+        ) => {
+            return Some(Purpose::Lint);
+        }
+        ("terraform" | "tofu" | "packer" | "helm", "init" | "get" | "dependency" | "repo" | "plugin") => {
+            return Some(Purpose::Dependencies);
+        }
+        ("ansible-playbook", _) if has("--syntax-check") || has("--check") => return Some(Purpose::Lint),
         (
             "kubectl" | "helm" | "terraform" | "tofu" | "ansible-playbook" | "heroku" | "dpl" | "gcloud" | "az" | "oc"
             | "eb",
@@ -174,15 +193,23 @@ fn banned(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
             _,
         ) => Ban::Deploy,
         ("serverless" | "sls" | "cdk" | "pulumi" | "rancher" | "dep", "deploy" | "up") => Ban::Deploy,
-        ("gradle", _) if args.iter().any(|word| word.starts_with("publish") || *word == "uploadArchives") => {
-            Ban::Upload
-        }
         ("aws" | "gsutil" | "s3cmd" | "mc" | "rclone", _) => Ban::Upload,
         ("npm" | "yarn" | "pnpm" | "cargo" | "poetry" | "flit" | "hex" | "vsce", "publish") => Ban::Upload,
         ("twine", "upload") | ("gem", "push") | ("mix", "hex.publish") | ("nuget", "push") => Ban::Upload,
         ("dotnet", "nuget") if has("push") => Ban::Upload,
+        ("dotnet", "sonarscanner") => Ban::Upload,
         (
-            "codecov" | "coveralls" | "cc-test-reporter" | "sonar-scanner" | "release-cli" | "glab" | "gh" | "codacy",
+            "codecov"
+            | "codecov.sh"
+            | "codeclimate-test-reporter"
+            | "test-reporter"
+            | "coveralls"
+            | "cc-test-reporter"
+            | "sonar-scanner"
+            | "release-cli"
+            | "glab"
+            | "gh"
+            | "codacy",
             _,
         ) => Ban::Upload,
         ("curl" | "wget", _) if uploads(args) => Ban::Upload,
@@ -190,6 +217,96 @@ fn banned(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         _ => return None,
     };
     Some(Purpose::Forbidden(ban))
+}
+
+/// Goals of Maven and tasks of Gradle that send something away.
+pub(super) fn sends(tool: &str, goal: &str) -> bool {
+    match tool {
+        "mvn" => {
+            goal == "deploy"
+                || goal.contains("sonar:sonar")
+                || goal.starts_with("deploy:")
+                || goal.starts_with("jib:build")
+        }
+        _ => {
+            let task = goal.rsplit(':').next().unwrap_or(goal);
+            task.starts_with("publish")
+                || task.ends_with("Publish")
+                || [
+                    "uploadArchives",
+                    "sonarqube",
+                    "sonar",
+                    "jib",
+                    "dockerPush",
+                    "bintrayUpload",
+                    "appDistributionUpload",
+                ]
+                .contains(&task)
+        }
+    }
+}
+
+/// Whether nothing is left to do once nothing is sent; `mvn deploy` leaves the tests.
+fn only_uploads(tool: &str, args: &[&str]) -> bool {
+    let mut options = args.iter().copied().filter(|word| !word.starts_with(['-', '$'])).peekable();
+    let quiet = args.iter().any(|word| word.starts_with("-DskipTests") || word.starts_with("-Dmaven.test.skip"));
+    let clean = |goal: &str| sends(tool, goal) || matches!(goal, "clean" | "package" | "install" | "assemble" | "jar");
+    match tool {
+        "mvn" if !quiet => options.peek().is_some() && options.all(|goal| sends(tool, goal) && goal != "deploy"),
+        _ => args.iter().any(|goal| sends(tool, goal)) && options.filter(|goal| !goal.contains(".xml")).all(clean),
+    }
+}
+
+fn databases(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
+    let found = match name {
+        "rails" | "rake" => {
+            args.iter().any(|word| word.starts_with("db:")) && !args.iter().any(|word| matches!(*word, "test" | "spec"))
+        }
+        "manage.py" | "django-admin" => {
+            matches!(first, "migrate" | "loaddata" | "syncdb" | "makemigrations" | "createcachetable")
+        }
+        "artisan" => first.starts_with("migrate") || first.starts_with("db:"),
+        "console" => first.starts_with("doctrine:"),
+        "mix" => first.starts_with("ecto."),
+        "alembic" | "flyway" | "liquibase" | "dbmate" | "sqlx" | "diesel" | "goose" | "migrate" | "phinx"
+        | "sequelize" | "knex" | "typeorm" | "prisma" => !args.is_empty() && first != "generate",
+        "psql" | "createdb" | "dropdb" | "createuser" | "pg_isready" | "mysql" | "mysqladmin" | "mongo" | "mongosh"
+        | "redis-cli" | "wait-for-it.sh" | "dockerize" | "wait-for-it" | "wait-for" => true,
+        _ => false,
+    };
+    found.then_some(Purpose::Database)
+}
+
+/// What would be taken for a build or a test by its program alone.
+fn dependencies_first(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
+    let has = |words: &[&str]| args.iter().any(|word| words.contains(word));
+    let found = match name {
+        "stack" | "cabal" => {
+            matches!(first, "setup" | "update" | "install" | "config" | "path" | "upgrade")
+                || has(&[
+                    "--only-dependencies",
+                    "--dependencies-only",
+                    "--only-snapshot",
+                    "--dry-run",
+                    "--only-configure",
+                ])
+        }
+        "gradle" => first == "dependencies" || args.is_empty() || has(&["--stop", "--version"]),
+        "mvn" => first.starts_with("dependency:"),
+        "sbt" => args.len() == 1 && matches!(first, "update" | "reload"),
+        "lein" => args.len() == 1 && matches!(first, "deps"),
+        "opam" => first == "install" || first == "init" || first == "switch" || first == "update" || first == "pin",
+        "rebar3" => first == "get-deps",
+        "swift" => has(&["resolve"]),
+        "flutter" | "dart" => matches!(first, "pub" | "precache" | "config" | "doctor") && !has(&["test"]),
+        "composer" => matches!(first, "install" | "update" | "require" | "config" | "global" | "self-update"),
+        "npm" | "yarn" | "pnpm" => {
+            matches!(first, "install" | "ci" | "i" | "add" | "config" | "set" | "global" | "link") && !has(&["test"])
+        }
+        "pip" | "gem" | "apt-cache" => matches!(first, "install" | "download"),
+        _ => false,
+    };
+    found.then_some(Purpose::Dependencies)
 }
 
 fn uploads(args: &[&str]) -> bool {
@@ -203,101 +320,7 @@ fn uploads(args: &[&str]) -> bool {
         .any(|pair| matches!(pair[0], "-X" | "--request") && matches!(pair[1], "POST" | "PUT" | "DELETE" | "PATCH"))
 }
 
-fn tests(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
-    let any = |wanted: &[&str]| args.iter().any(|word| wanted.contains(word));
-    let skipped = args.iter().any(|word| word.starts_with("-DskipTests") || word.starts_with("-Dmaven.test.skip"))
-        || args.windows(2).any(|pair| matches!(pair[0], "-x" | "--exclude-task") && pair[1] == "test");
-    let part = |wanted: &str| args.iter().any(|word| word.rsplit(':').next().is_some_and(|goal| goal == wanted));
-    let found = match name {
-        "pytest" | "py.test" | "tox" | "nox" | "unittest" | "nosetests" | "nose2" | "trial" | "stestr" | "rspec"
-        | "parallel_rspec" | "minitest" | "jest" | "vitest" | "mocha" | "ava" | "karma" | "jasmine" | "tap" | "nyc"
-        | "c8" | "gotestsum" | "ginkgo" | "phpunit" | "simple-phpunit" | "pest" | "paratest" | "codecept"
-        | "phpspec" | "kahlan" | "ctest" | "bats" | "prove" | "busted" | "elm-test" | "luatest" | "cram" | "ward"
-        | "vstest.console" => true,
-        "cypress" | "playwright" | "testcafe" | "nightwatch" | "wdio" | "protractor" | "cucumber" | "behat"
-        | "behave" | "newman" | "k6" | "robot" => return Some(Purpose::EndToEnd),
-        "rake" | "rails" => {
-            args.is_empty() && name == "rake"
-                || args.iter().any(|word| {
-                    matches!(*word, "test" | "spec" | "ci") || word.starts_with("test:") || word.starts_with("spec:")
-                }) && !any(&["db:test:prepare"])
-        }
-        "manage.py" | "django-admin" | "artisan" | "hatch" | "bun" | "deno" | "flutter" | "dart" | "swift"
-        | "crystal" | "zig" | "gleam" | "lein" | "stack" | "cabal" | "ng" | "nx" | "meteor" | "forge" | "hardhat"
-        | "sbt" | "mill" | "bazel" | "dune" | "opam" | "meson" | "rebar3" | "console" | "composer" | "molecule"
-        | "pio" | "platformio" => {
-            any(&["test", "tests", "test:unit", "eunit", "ct", "spec", "clean test", "runtest", "phpunit", "unit"])
-                || args.iter().any(|word| word.trim_start_matches(['\'', '"']).starts_with("test"))
-        }
-        "npm" | "yarn" | "pnpm" | "lerna" | "turbo" | "grunt" | "gulp" | "rush" => {
-            let script = if matches!(first, "run" | "run-script") { argument_after(args, first) } else { first };
-            return javascript(script);
-        }
-        "cargo" => matches!(first, "test" | "nextest" | "tarpaulin" | "llvm-cov" | "t" | "miri"),
-        "go" => matches!(first, "test"),
-        "mvn" | "gradle" if skipped => false,
-        "mvn" => part("test") || part("verify") || part("install") || part("integration-test") || part("deploy"),
-        "gradle" => part("test") || part("check") || part("build") || args.iter().any(|word| word.ends_with("Test")),
-        "ant" => any(&["test", "check", "junit"]),
-        "mix" => matches!(first, "test" | "coveralls" | "espec" | "ci") || first.starts_with("coveralls."),
-        "dotnet" => matches!(first, "test" | "vstest"),
-        "make" | "just" | "task" | "ninja" | "invoke" | "inv" | "scons" | "rush.sh" | "earthly" => {
-            return make_goals(args);
-        }
-        "xcodebuild" | "fastlane" => any(&["test", "tests", "scan"]),
-        "R" => any(&["check"]),
-        "Rscript" => args.iter().any(|word| word.contains("test") || word.contains("check")),
-        "julia" => args.iter().any(|word| word.contains("Pkg.test") || word.contains("runtests")),
-        "cmake" => args.windows(2).any(|pair| pair[0] == "--target" && matches!(pair[1], "test" | "check")),
-        _ => false,
-    };
-    found.then_some(Purpose::Test)
-}
-
-fn argument_after<'a>(args: &[&'a str], word: &str) -> &'a str {
-    let mut after = args.iter().skip_while(|arg| **arg != word).skip(1);
-    after.find(|arg| !arg.starts_with('-')).copied().unwrap_or_default()
-}
-
-fn javascript(script: &str) -> Option<Purpose> {
-    let parts: Vec<&str> = script.split([':', '-', '_']).collect();
-    let has = |wanted: &[&str]| parts.iter().any(|part| wanted.contains(part));
-    if has(&["e2e", "cypress", "playwright", "integration", "storybook"]) && !has(&["build"]) {
-        return Some(Purpose::EndToEnd);
-    }
-    if has(&["test", "tests", "unit", "jest", "vitest", "coverage", "cover", "spec"]) || script == "t" {
-        return Some(Purpose::Test);
-    }
-    if has(&["lint", "eslint", "prettier", "typecheck", "tsc", "check", "format", "stylelint", "types"]) {
-        return Some(Purpose::Lint);
-    }
-    has(&["build", "compile", "dist", "bundle"]).then_some(Purpose::Build)
-}
-
-fn make_goals(args: &[&str]) -> Option<Purpose> {
-    let goals: Vec<&str> =
-        args.iter().copied().filter(|word| !word.starts_with('-') && !shell::is_assignment(word)).collect();
-    let has =
-        |wanted: &[&str]| goals.iter().any(|goal| goal.split(['-', '_', ':', '/']).any(|part| wanted.contains(&part)));
-    if has(&["deploy", "publish", "release", "push", "upload"]) {
-        return Some(Purpose::Forbidden(Ban::Deploy));
-    }
-    if has(&["e2e", "acceptance"]) {
-        return Some(Purpose::EndToEnd);
-    }
-    if has(&["test", "tests", "check", "unit", "spec", "ci", "coverage", "pytest", "runtests"]) {
-        return Some(Purpose::Test);
-    }
-    if has(&["lint", "fmt", "format", "vet", "style", "typecheck"]) {
-        return Some(Purpose::Lint);
-    }
-    if has(&["deps", "dependencies", "setup", "install", "bootstrap", "vendor", "requirements"]) {
-        return Some(Purpose::Dependencies);
-    }
-    Some(Purpose::Build)
-}
-
-fn checks(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
+fn checks(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
     let lint = match name {
         "flake8" | "pylint" | "ruff" | "mypy" | "black" | "isort" | "bandit" | "pyright" | "pre-commit"
         | "pycodestyle" | "pydocstyle" | "rubocop" | "brakeman" | "reek" | "haml-lint" | "eslint" | "tslint"
@@ -308,6 +331,15 @@ fn checks(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
         | "twig-lint" | "rector" | "sphinxlint" | "rstcheck" => true,
         "cargo" => matches!(first, "fmt" | "clippy" | "deny" | "audit" | "machete"),
         "go" => matches!(first, "vet" | "fmt"),
+        "mvn" | "gradle" => {
+            let style =
+                ["checkstyle", "spotless", "pmd", "spotbugs", "detekt", "ktlint", "lint", "findbugs", "license"];
+            let mut goals = args.iter().filter(|word| !word.starts_with(['-', '$'])).peekable();
+            goals.peek().is_some()
+                && goals
+                    .all(|goal| style.iter().any(|word| goal.to_ascii_lowercase().contains(word)) || *goal == "clean")
+        }
+        "npm" | "yarn" | "pnpm" => false,
         "mix" => matches!(first, "format" | "credo" | "dialyzer" | "sobelow"),
         "dotnet" => first == "format",
         "php" => first == "-l",
@@ -324,7 +356,13 @@ fn checks(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
         | "xcodebuild" | "dune" => true,
         "tsc" | "webpack" | "vite" | "rollup" | "next" | "nuxt" | "gatsby" | "cmake" | "gcc" | "g++" | "clang"
         | "javac" | "configure" | "qmake" | "hugo" | "jekyll" | "mkdocs" | "sphinx-build" | "sphinx" | "latexmk"
-        | "pdflatex" | "pyinstaller" | "autoreconf" | "build" => true,
+        | "pdflatex" | "pyinstaller" | "autoreconf" | "build" | "grunt" | "gulp" | "catkin" | "colcon"
+        | "catkin_make" | "pio" | "platformio" | "arduino-cli" | "west" | "idf.py" | "xelatex" | "lualatex"
+        | "arara" | "pandoc" | "nix-build" | "nix" | "bazelisk" | "buck" | "waf" | "b2" | "electron-builder"
+        | "parcel" | "esbuild" | "antora" | "zola" | "eleventy" | "docusaurus" | "typedoc" | "doxygen"
+        | "asciidoctor" | "bookdown" | "mdbook" | "hexo" | "vuepress" | "gitbook" | "nanoc" | "middleman"
+        | "pelican" => true,
+        "ninja" => true,
         "ng" | "nx" | "flutter" | "forge" | "crystal" | "zig" => first == "build",
         "mix" => matches!(first, "compile" | "release"),
         "dotnet" => matches!(first, "build" | "publish" | "pack" | "msbuild"),

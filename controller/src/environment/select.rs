@@ -48,7 +48,7 @@ pub(super) struct Choice<'a> {
 enum Image<'a> {
     None,
     Usable(Found<'a>),
-    Infrastructure(ImageName, &'static str),
+    Infrastructure(Found<'a>, &'static str),
     Unresolved { written: String, resolved: String, detail: String },
 }
 
@@ -121,12 +121,38 @@ pub(super) fn choose<'a>(document: &'a Document, context: &Context) -> Result<Ch
     };
     match chosen {
         Ok((chosen, found)) => Ok(finish(chosen, found, &candidates, notes)),
+        Err(error) if let Some((only, found)) = special(&candidates) => {
+            notes.push(format!(
+                "{error}. Until then the image of job {:?} is taken, the only one that checks anything",
+                only.job.name
+            ));
+            let mut choice = finish(only, found, &candidates, notes);
+            choice.verdict = Verdict::Fallback;
+            choice.confidence = choice.confidence.min(0.3);
+            Ok(choice)
+        }
         Err(error) => {
             let (first, guess, error) = guess(error)?;
             notes.push(format!("{error}. Until then the image is a guess from {}", guess.source));
             Ok(guessed(first, guess, &candidates, notes))
         }
     }
+}
+
+/// In a project that is made of what other projects only deploy with (Terraform, Ansible, charts): the job that checks it.
+fn special<'c, 'a>(candidates: &'c [Candidate<'a>]) -> Option<(&'c Candidate<'a>, Found<'a>)> {
+    let tests = |candidate: &Candidate<'_>| {
+        candidate.judgement.purpose >= Purpose::TestScript && !matches!(candidate.image, Image::Infrastructure(..))
+    };
+    if candidates.iter().any(tests) {
+        return None;
+    }
+    candidates.iter().filter(|candidate| candidate.judgement.purpose >= Purpose::Lint).find_map(|candidate| {
+        match &candidate.image {
+            Image::Infrastructure(found, why) if images::CHECKS.contains(why) => Some((candidate, found.clone())),
+            _ => None,
+        }
+    })
 }
 
 /// A choice whose image is a guess.
@@ -217,7 +243,7 @@ fn image_of<'a>(
     };
     let is_default = fact.origin != job.name || default_name.as_ref() == Some(&best.name);
     match best.name.infrastructure() {
-        Some(why) => Ok((Image::Infrastructure(best.name, why), is_default)),
+        Some(why) => Ok((Image::Infrastructure(best, why), is_default)),
         None => Ok((Image::Usable(best), is_default)),
     }
 }
@@ -271,7 +297,7 @@ fn without_image<'c, 'a>(
     let name = stronger.job.name;
     let problem = match &stronger.image {
         Image::Unresolved { written, detail, .. } => format!("its image `{written}` cannot be resolved ({detail})"),
-        Image::Infrastructure(image, why) => format!("its image {image} {why}"),
+        Image::Infrastructure(found, why) => format!("its image {} {why}", found.name),
         Image::None | Image::Usable(_) => "it has no image".to_owned(),
     };
     let same_tool = |candidate: &&Candidate<'a>| {
@@ -303,8 +329,8 @@ fn no_image(candidate: &Candidate<'_>, pins: &BTreeMap<&'static str, String>) ->
             resolved: resolved.clone(),
             detail: detail.clone(),
         },
-        Image::Infrastructure(image, why) => DerivationError::NoImage {
-            detail: format!("job {job:?} has image {image}, which {why}"),
+        Image::Infrastructure(found, why) => DerivationError::NoImage {
+            detail: format!("job {job:?} has image {}, which {why}", found.name),
             hint: pins::hint(pins),
         },
         Image::None | Image::Usable(_) => DerivationError::NoImage {

@@ -228,10 +228,24 @@ pub(super) fn program(words: &[String]) -> Vec<String> {
         let second = words.get(1).copied().unwrap_or_default();
         let skip = match (base_name(first), second) {
             _ if is_assignment(first) && words.len() > 1 => 1,
-            ("time" | "exec" | "command" | "nohup" | "npx" | "bunx" | "env" | "xvfb-run" | "nice" | "spring", _) => {
-                1 + options(&words[1..])
+            (
+                "time" | "exec" | "command" | "nohup" | "npx" | "bunx" | "env" | "xvfb-run" | "nice" | "spring"
+                | "sudo" | "catchsegv" | "stdbuf" | "dbus-run-session" | "retry" | "winpty" | "gosu" | "su-exec"
+                | "unbuffer",
+                _,
+            ) => 1 + options(&words[1..]),
+            ("php", option) if option.starts_with('-') && words.len() > 2 => {
+                1 + words[1..].iter().take_while(|word| word.starts_with('-') || word.contains('=')).count()
             }
-            ("sudo", _) => 1 + options(&words[1..]),
+            ("opam", "exec") => 2 + options(&words[2..]),
+            ("conda" | "mamba" | "micromamba", "run") => 2 + options(&words[2..]),
+            ("poetry" | "pipenv" | "pdm" | "hatch" | "rye" | "uv", "run")
+                if words
+                    .get(2)
+                    .is_some_and(|word| *word == "tests" || word.starts_with("test") && !word.contains('.')) =>
+            {
+                0
+            }
             ("timeout", _) => 2 + options(&words[1..]),
             (
                 "bundle" | "poetry" | "pipenv" | "uv" | "pdm" | "hatch" | "rye" | "pnpm" | "yarn" | "npm",
@@ -269,9 +283,20 @@ pub(super) fn program(words: &[String]) -> Vec<String> {
     words
 }
 
-/// How many options (and their assignments) stand at the front.
+/// How many options (with what belongs to them, and assignments) stand at the front.
 fn options(words: &[&str]) -> usize {
-    words.iter().take_while(|word| word.starts_with('-') || is_assignment(word)).count()
+    let valued =
+        ["-u", "-g", "-n", "-s", "--user", "-p", "--group", "--with", "--extra", "-e", "--env", "--server-args"];
+    let mut count = 0;
+    while let Some(word) = words.get(count) {
+        match *word {
+            word if valued.contains(&word) && words.len() > count + 2 => count += 2,
+            "--" => return count + 1,
+            word if word.starts_with('-') || is_assignment(word) => count += 1,
+            _ => break,
+        }
+    }
+    count
 }
 
 /// Whether a word sets a variable: `A=b`.
