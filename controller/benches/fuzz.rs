@@ -42,6 +42,7 @@ fn peak_kib() -> u64 {
 }
 
 #[expect(clippy::print_stdout, reason = "the result is what it is run for")]
+#[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 fn main() {
     let (first, count) = (number("FUZZ_FIRST", 0), number("FUZZ_EXECUTIONS", 2_000));
     let seeds = seeds();

@@ -15,6 +15,8 @@ pub(super) struct Sorted {
     pub(super) verify: Vec<String>,
     pub(super) dropped: Vec<Dropped>,
     pub(super) notes: Vec<String>,
+    /// Whether dependencies are installed anywhere.
+    pub(super) installs: bool,
     /// The most telling thing that `verify` does.
     pub(super) checks: Option<Purpose>,
 }
@@ -48,6 +50,8 @@ pub(super) fn sort(before: &[String], script: &[String]) -> Sorted {
     }
     let mut seen = BTreeSet::new();
     sorted.packages.retain(|name| seen.insert(name.clone()));
+    let installs = |piece: &Piece| piece.fate == Fate::Keep && piece.purposes().contains(&Purpose::Dependencies);
+    sorted.installs = before.iter().chain(&script).any(installs);
     let moved = dependency_prefix(&script);
     let rest = script.split_off(moved);
     let needs_lists =
@@ -454,7 +458,7 @@ mod tests {
                 script: &["mvn -B deploy"],
                 packages: NONE,
                 setup: NONE,
-                verify: &["mvn -B verify"],
+                verify: &["mvn -B test"],
                 dropped: &["mvn -B deploy"],
             },
             Case {

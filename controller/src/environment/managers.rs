@@ -223,7 +223,9 @@ mod tests {
 
     #[test]
     fn each_manager_has_its_cache_where_it_keeps_it() {
-        let table: [(&str, &[(&str, &str)], Option<&str>, &[&str]); 14] = [
+        type Row =
+            (&'static str, &'static [(&'static str, &'static str)], Option<&'static str>, &'static [&'static str]);
+        let table: [Row; 14] = [
             ("pip install -r requirements.txt", &[], None, &["/root/.cache/pip"]),
             ("python3 -m pip install .", &[], None, &["/root/.cache/pip"]),
             ("pip install .", &[("PIP_CACHE_DIR", "/workspace/.cache/pip")], None, &[".cache/pip"]),

@@ -1,5 +1,6 @@
 //! What a command of a CI script is for. The tables are from reading real files; they are judged by the program's name.
 
+mod preparing;
 mod testing;
 
 use super::shell;
@@ -95,6 +96,10 @@ type Judge = fn(&str, &str, &[&str]) -> Option<Purpose>;
 
 /// Judges one command.
 pub(super) fn of_command(words: &[String]) -> Purpose {
+    if let Some(text) = inner_text(words) {
+        return shell::split(&text).units.iter().map(of_unit).max().unwrap_or(Purpose::Trivial);
+    }
+    let in_tests = in_test_folder(words);
     let words = shell::program(words);
     let words: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.is_empty()).collect();
     let Some(name) = words.first().copied() else { return Purpose::Trivial };
@@ -109,10 +114,44 @@ pub(super) fn of_command(words: &[String]) -> Purpose {
     if asks && name != "docker" {
         return Purpose::Trivial;
     }
-    let judges: [Judge; 8] =
-        [shell_words, packages, banned, databases, dependencies_first, testing::judge, checks, dependencies];
+    let judges: [Judge; 8] = [
+        shell_words,
+        packages,
+        banned,
+        preparing::databases,
+        preparing::first,
+        testing::judge,
+        checks,
+        preparing::dependencies,
+    ];
     let judged = judges.iter().find_map(|judge| judge(name, first, args));
-    judged.unwrap_or_else(|| by_name(name))
+    match judged.unwrap_or_else(|| by_name(name)) {
+        Purpose::Other if in_tests => Purpose::TestScript,
+        purpose => purpose,
+    }
+}
+
+/// What a shell is given to run: `bash -lc 'npm test'`. It is shorter than the command, so that this ends.
+fn inner_text(words: &[String]) -> Option<String> {
+    let words = shell::bare(words);
+    let shell = words.first().map(|first| shell::base_name(first));
+    if !matches!(shell, Some("bash" | "sh" | "dash" | "ash" | "zsh" | "su" | "runuser")) {
+        return None;
+    }
+    let at = words
+        .iter()
+        .skip(1)
+        .position(|word| word.starts_with('-') && !word.starts_with("--") && word.ends_with('c'))?;
+    words.get(at + 2).map(|text| (*text).to_owned())
+}
+
+/// Whether the program is a script in a folder of tests: `./tests/run.sh`.
+fn in_test_folder(words: &[String]) -> bool {
+    let words = shell::bare(words);
+    let Some((folder, name)) = words.first().and_then(|first| first.rsplit_once('/')) else { return false };
+    let script = !name.contains('.')
+        || [".sh", ".py", ".rb", ".js", ".php", ".pl", ".t", ".lua"].iter().any(|end| name.ends_with(end));
+    script && folder.split('/').any(|part| matches!(part, "test" | "tests" | "spec" | "specs" | "t"))
 }
 
 fn shell_words(name: &str, _first: &str, args: &[&str]) -> Option<Purpose> {
@@ -257,58 +296,6 @@ fn only_uploads(tool: &str, args: &[&str]) -> bool {
     }
 }
 
-fn databases(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
-    let found = match name {
-        "rails" | "rake" => {
-            args.iter().any(|word| word.starts_with("db:")) && !args.iter().any(|word| matches!(*word, "test" | "spec"))
-        }
-        "manage.py" | "django-admin" => {
-            matches!(first, "migrate" | "loaddata" | "syncdb" | "makemigrations" | "createcachetable")
-        }
-        "artisan" => first.starts_with("migrate") || first.starts_with("db:"),
-        "console" => first.starts_with("doctrine:"),
-        "mix" => first.starts_with("ecto."),
-        "alembic" | "flyway" | "liquibase" | "dbmate" | "sqlx" | "diesel" | "goose" | "migrate" | "phinx"
-        | "sequelize" | "knex" | "typeorm" | "prisma" => !args.is_empty() && first != "generate",
-        "psql" | "createdb" | "dropdb" | "createuser" | "pg_isready" | "mysql" | "mysqladmin" | "mongo" | "mongosh"
-        | "redis-cli" | "wait-for-it.sh" | "dockerize" | "wait-for-it" | "wait-for" => true,
-        _ => false,
-    };
-    found.then_some(Purpose::Database)
-}
-
-/// What would be taken for a build or a test by its program alone.
-fn dependencies_first(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
-    let has = |words: &[&str]| args.iter().any(|word| words.contains(word));
-    let found = match name {
-        "stack" | "cabal" => {
-            matches!(first, "setup" | "update" | "install" | "config" | "path" | "upgrade")
-                || has(&[
-                    "--only-dependencies",
-                    "--dependencies-only",
-                    "--only-snapshot",
-                    "--dry-run",
-                    "--only-configure",
-                ])
-        }
-        "gradle" => first == "dependencies" || args.is_empty() || has(&["--stop", "--version"]),
-        "mvn" => first.starts_with("dependency:"),
-        "sbt" => args.len() == 1 && matches!(first, "update" | "reload"),
-        "lein" => args.len() == 1 && matches!(first, "deps"),
-        "opam" => first == "install" || first == "init" || first == "switch" || first == "update" || first == "pin",
-        "rebar3" => first == "get-deps",
-        "swift" => has(&["resolve"]),
-        "flutter" | "dart" => matches!(first, "pub" | "precache" | "config" | "doctor") && !has(&["test"]),
-        "composer" => matches!(first, "install" | "update" | "require" | "config" | "global" | "self-update"),
-        "npm" | "yarn" | "pnpm" => {
-            matches!(first, "install" | "ci" | "i" | "add" | "config" | "set" | "global" | "link") && !has(&["test"])
-        }
-        "pip" | "gem" | "apt-cache" => matches!(first, "install" | "download"),
-        _ => false,
-    };
-    found.then_some(Purpose::Dependencies)
-}
-
 fn uploads(args: &[&str]) -> bool {
     args.iter().any(|word| {
         matches!(*word, "--upload-file" | "-T" | "-F" | "--form" | "--post-file" | "--data-binary")
@@ -357,11 +344,11 @@ fn checks(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         "tsc" | "webpack" | "vite" | "rollup" | "next" | "nuxt" | "gatsby" | "cmake" | "gcc" | "g++" | "clang"
         | "javac" | "configure" | "qmake" | "hugo" | "jekyll" | "mkdocs" | "sphinx-build" | "sphinx" | "latexmk"
         | "pdflatex" | "pyinstaller" | "autoreconf" | "build" | "grunt" | "gulp" | "catkin" | "colcon"
-        | "catkin_make" | "pio" | "platformio" | "arduino-cli" | "west" | "idf.py" | "xelatex" | "lualatex"
-        | "arara" | "pandoc" | "nix-build" | "nix" | "bazelisk" | "buck" | "waf" | "b2" | "electron-builder"
-        | "parcel" | "esbuild" | "antora" | "zola" | "eleventy" | "docusaurus" | "typedoc" | "doxygen"
-        | "asciidoctor" | "bookdown" | "mdbook" | "hexo" | "vuepress" | "gitbook" | "nanoc" | "middleman"
-        | "pelican" => true,
+        | "catkin_make" | "pio" | "platformio" | "godot" | "arduino-cli" | "west" | "idf.py" | "xelatex"
+        | "lualatex" | "arara" | "pandoc" | "nix-build" | "nix" | "bazelisk" | "buck" | "waf" | "b2"
+        | "electron-builder" | "parcel" | "esbuild" | "antora" | "zola" | "eleventy" | "docusaurus" | "typedoc"
+        | "doxygen" | "asciidoctor" | "bookdown" | "mdbook" | "hexo" | "vuepress" | "gitbook" | "nanoc"
+        | "middleman" | "pelican" => true,
         "ninja" => true,
         "ng" | "nx" | "flutter" | "forge" | "crystal" | "zig" => first == "build",
         "mix" => matches!(first, "compile" | "release"),
@@ -370,74 +357,6 @@ fn checks(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         _ => false,
     };
     build.then_some(Purpose::Build)
-}
-
-fn dependencies(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
-    let found = match name {
-        "pip" | "pip2" | "pipx" | "easy_install" => matches!(first, "install" | "sync" | "wheel" | "download"),
-        "uv" => matches!(first, "sync" | "pip" | "venv" | "tool" | "python"),
-        "poetry" | "pdm" | "pipenv" | "rye" | "hatch" | "conda" | "mamba" => {
-            matches!(first, "install" | "sync" | "update" | "env" | "lock" | "config" | "export" | "self" | "add")
-        }
-        "venv" | "virtualenv" | "ensurepip" | "nvm" | "rvm" | "rbenv" | "pyenv" | "corepack" | "n" | "phpize" => true,
-        "npm" | "yarn" | "pnpm" | "bun" => {
-            first.is_empty() && name == "yarn"
-                || matches!(
-                    first,
-                    "install"
-                        | "ci"
-                        | "i"
-                        | "add"
-                        | "config"
-                        | "set"
-                        | "link"
-                        | "rebuild"
-                        | "global"
-                        | "prune"
-                        | "dedupe"
-                        | "bootstrap"
-                        | "update"
-                )
-        }
-        "lerna" | "bower" | "jspm" => matches!(first, "bootstrap" | "install"),
-        "bundle" | "bundler" => matches!(first, "install" | "config" | "check" | "update" | ""),
-        "gem" => matches!(first, "install" | "update"),
-        "composer" => matches!(
-            first,
-            "install"
-                | "update"
-                | "require"
-                | "config"
-                | "global"
-                | "self-update"
-                | "bin"
-                | "dump-autoload"
-                | "validate"
-        ),
-        "cargo" => matches!(first, "fetch" | "install" | "update" | "binstall"),
-        "rustup" => matches!(
-            first,
-            "component" | "target" | "install" | "update" | "default" | "toolchain" | "override" | "show"
-        ),
-        "go" => matches!(first, "mod" | "get" | "env") || first == "install",
-        "mvn" => first.starts_with("dependency:"),
-        "mix" => matches!(
-            first,
-            "deps.get" | "local.hex" | "local.rebar" | "deps.compile" | "archive.install" | "deps.update" | "hex.info"
-        ),
-        "dotnet" => matches!(first, "restore" | "tool" | "workload" | "nuget"),
-        "nuget" => first == "restore",
-        "flutter" | "dart" | "pub" => matches!(first, "pub" | "get" | "precache"),
-        "cabal" | "stack" | "opam" | "luarocks" | "cpanm" | "cpan" | "shards" | "conan" | "vcpkg" | "elm" => true,
-        "docker-php-ext-install"
-        | "docker-php-ext-enable"
-        | "docker-php-ext-configure"
-        | "pecl"
-        | "install-php-extensions" => true,
-        "playwright" => first == "install",
-        _ => false,
-    };
-    found.then_some(Purpose::Dependencies)
 }
 
 /// A script that is called like a test, or anything else.
@@ -476,7 +395,7 @@ mod tests {
             ("python -m unittest discover", Test),
             ("bundle exec rake", Test),
             ("bundle exec rails test", Test),
-            ("bin/rails db:create db:test:prepare", Other),
+            ("bin/rails db:create db:test:prepare", Database),
             ("npm test", Test),
             ("npm run test:unit -- --ci", Test),
             ("yarn test --coverage", Test),
@@ -499,7 +418,7 @@ mod tests {
             ("./gradlew assemble", Build),
             ("./vendor/bin/phpunit", Test),
             ("php artisan test", Test),
-            ("php artisan migrate", Other),
+            ("php artisan migrate", Database),
             ("composer install", Dependencies),
             ("mix coveralls --preload-modules", Test),
             ("mix deps.get", Dependencies),
@@ -538,6 +457,32 @@ mod tests {
             ("echo hello", Trivial),
             ("ruby -v", Trivial),
             ("cp a b", Other),
+            ("pytest -v", Test),
+            ("ctest -V", Test),
+            ("phpunit --version", Trivial),
+            ("pnpm --filter api test", Test),
+            ("npm --prefix web run build", Build),
+            ("yarn workspace ui test", Test),
+            ("make -C release check", Test),
+            ("make -C test all", Build),
+            ("sudo -u www-data -E vendor/bin/phpunit", Test),
+            ("php -d memory_limit=-1 vendor/bin/phpunit", Test),
+            ("python3.9 -W error -m pytest", Test),
+            ("bash -lc 'cd a && cargo test'", Test),
+            ("./tests/run.sh", TestScript),
+            ("gradle publish", Forbidden(Ban::Upload)),
+            ("gradle build publish", Test),
+            ("./gradlew ktlintCheck detekt", Lint),
+            ("./gradlew connectedAndroidTest", EndToEnd),
+            ("./gradlew assembleAndroidTest", Build),
+            ("mvn deploy -DskipTests", Forbidden(Ban::Upload)),
+            ("mvn verify sonar:sonar", Test),
+            ("mvn sonar:sonar", Forbidden(Ban::Upload)),
+            ("stack build --only-dependencies", Dependencies),
+            ("terraform validate", Lint),
+            ("terraform apply -auto-approve", Forbidden(Ban::Deploy)),
+            ("python manage.py migrate", Database),
+            ("mix ecto.create", Database),
         ];
         for (text, expected) in table {
             assert_eq!(check(text), expected, "{text}");

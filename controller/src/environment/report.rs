@@ -29,8 +29,14 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
     let mut caches = caches::of_job(&job, &mut variables)?;
     let before = job.lines("before_script");
     let script = job.lines("script");
-    let sorted = commands::sort(&texts(&before), &texts(&script));
+    let mut sorted = commands::sort(&texts(&before), &texts(&script));
     let mut notes = document.notes.clone();
+    notes.extend(borrow_setup(&choice, &mut sorted));
+    notes.extend(
+        choice.builders.first().map(|first| {
+            format!("job {:?} uses what job {first:?} builds: its commands may have to run first", job.name)
+        }),
+    );
     let user = option(choice.written.user.as_deref(), "user", &mut variables, &mut notes)?;
     let platform = option(choice.written.platform.as_deref(), "platform", &mut variables, &mut notes)?;
 
@@ -110,6 +116,24 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
         version,
         optional_services,
     })
+}
+
+/// Takes the installation of dependencies from the job before it, where CI hands the result on as a cache or an artifact.
+fn borrow_setup(choice: &Choice<'_>, sorted: &mut Sorted) -> Option<String> {
+    let installer = choice.installer.filter(|_| !sorted.installs)?;
+    let (before, script) = (installer.lines("before_script"), installer.lines("script"));
+    let lent = commands::sort(&texts(&before), &texts(&script));
+    let mut setup: Vec<String> = lent.setup;
+    setup.extend(lent.verify.into_iter().filter(|line| !sorted.setup.contains(line)));
+    setup.retain(|line| !sorted.setup.contains(line));
+    if setup.is_empty() {
+        return None;
+    }
+    setup.append(&mut sorted.setup);
+    sorted.setup = setup;
+    let known = sorted.packages.clone();
+    sorted.packages.extend(lent.packages.into_iter().filter(|name| !known.contains(name)));
+    Some(format!("the dependencies are installed as job {:?} does it", installer.name))
 }
 
 /// Services that other test jobs have and this one does not.

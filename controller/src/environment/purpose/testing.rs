@@ -170,6 +170,7 @@ pub(super) fn judge(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         }
         "npm" | "yarn" | "pnpm" | "lerna" | "turbo" | "grunt" | "gulp" => return javascript(name, args),
         "node" => any(&["--test"]),
+        "ruby" => args.iter().any(|word| word.starts_with("-Itest") || word.contains("test/")),
         "cargo" => {
             matches!(first, "test" | "nextest" | "tarpaulin" | "llvm-cov" | "t" | "miri") || any(&["test", "nextest"])
         }

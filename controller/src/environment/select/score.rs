@@ -155,6 +155,15 @@ fn by_name(job: &Job<'_>, judgement: &mut Judgement) {
     if has(&["lint", "style", "format", "fmt"]) && judgement.purpose != Purpose::Test {
         judgement.add(-5, "named like a style check");
     }
+    if has(&[
+        "windows", "win", "win32", "win64", "mingw", "macos", "osx", "mac", "darwin", "ios", "freebsd", "arm", "arm64",
+        "armhf", "armv7", "aarch64", "i386", "s390x", "ppc64le", "riscv64",
+    ]) {
+        judgement.add(-12, "named like another platform");
+    }
+    if has(&["lowest", "minimal", "legacy", "next", "canary", "beta", "edge", "experimental", "unstable", "mutants"]) {
+        judgement.add(-6, "named like a variant");
+    }
     let ships = ["deploy", "deployment", "release", "publish", "pages", "staging", "production", "review"];
     if has(&ships) && judgement.purpose < Purpose::TestScript {
         judgement.add(-20, "named like a deployment");

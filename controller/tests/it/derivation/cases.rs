@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use devfleet_controller::environment::{Derivation, cache_kind, derive};
+use devfleet_controller::environment::{Context, Derivation, cache_kind, derive};
 
 use super::mutate;
 use super::{context, raw};
@@ -110,14 +110,19 @@ fn differences(case: &Case, derived: &Derivation) -> Vec<String> {
     found
 }
 
+/// Nothing is known but the file.
+fn alone() -> Context {
+    Context { registry_prefix: None, ..context(BTreeMap::new()) }
+}
+
 #[test]
 fn every_case_gives_what_a_person_would_derive() {
     let cases = cases();
-    assert!(cases.len() >= 85, "only {} cases were found", cases.len());
+    assert!(cases.len() >= 95, "only {} cases were found", cases.len());
     let mut wrong = String::new();
     for case in &cases {
         let (verdict, low, high) = case.certainty();
-        let found = match derive(&raw(&case.text), &context(BTreeMap::new())) {
+        let found = match derive(&raw(&case.text), &alone()) {
             Ok(derived) => {
                 let mut found = differences(case, &derived);
                 if derived.verdict.name() != verdict || !(low..=high).contains(&derived.confidence) {
@@ -141,7 +146,7 @@ fn broken_configurations_neither_panic_nor_hang() {
     let seeds: Vec<String> = cases().into_iter().map(|case| case.text).collect();
     let began = Instant::now();
     let derived = (0..1_500).filter(|number| mutate::execution(&seeds, *number)).count();
-    assert!(derived > 300, "only {derived} got as far as an environment");
+    assert!(derived > 200, "only {derived} got as far as an environment");
     assert!(began.elapsed() < Duration::from_secs(120), "{:?}", began.elapsed());
 }
 
