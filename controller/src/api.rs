@@ -9,6 +9,7 @@ pub mod access;
 pub mod fleet;
 pub mod jobs;
 pub mod session;
+mod settings;
 pub mod show;
 
 use std::collections::HashMap;
@@ -88,6 +89,7 @@ fn job_status(error: &JobError) -> Status {
         JobError::KeyReused(_) => (Code::AlreadyExists, "IDEMPOTENCY_KEY_REUSED"),
         JobError::Refused(_) => (Code::Aborted, "JOB_MOVED"),
         JobError::Record(error) => return record_status(error),
+        JobError::TermOver(_) => (Code::Unavailable, "TERM_OVER"),
     };
     refusal(code, reason, Chain(error).to_string())
 }

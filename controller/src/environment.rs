@@ -18,6 +18,7 @@ mod job;
 mod language;
 mod managers;
 mod merged;
+pub mod overrides;
 mod purpose;
 mod recipe;
 mod report;

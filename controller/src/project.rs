@@ -13,6 +13,9 @@ use devfleet_shared::secret::SecretRef;
 use devfleet_shared::units::{ByteSize, Span};
 use serde::{Deserialize, Serialize};
 
+/// Priorities lie between this and its negative.
+const PRIORITY_MOST: i32 = 100;
+
 /// A project, as stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProjectRecord {
@@ -46,6 +49,18 @@ pub struct ProjectConfig {
     /// How often a job is tried when the machinery, not the work, fails.
     #[serde(default = "default_attempts")]
     pub max_attempts: u32,
+    /// Its part of the fleet, in proportion to the weights of other projects.
+    #[serde(default = "default_weight")]
+    pub weight: u32,
+    /// How many of its jobs may run at once; as many as the fleet allows when absent.
+    #[serde(default)]
+    pub max_running: Option<usize>,
+    /// The greatest priority that a job may be submitted with.
+    #[serde(default = "default_max_priority")]
+    pub max_priority: i32,
+    /// The labels that a host must have to run its jobs.
+    #[serde(default)]
+    pub host_labels: BTreeMap<String, String>,
     /// Where merge requests are opened.
     #[serde(default)]
     pub forge: ForgeConfig,
@@ -54,6 +69,12 @@ pub struct ProjectConfig {
     /// What a job may use.
     #[serde(default)]
     pub limits: LimitsConfig,
+    /// Whether the repository may say itself what its environment is, in `.devfleet.toml` of its default branch.
+    #[serde(default)]
+    pub overrides: OverridesPolicy,
+    /// CI variables that GitLab keeps outside of the file, and the steps that get each: `setup`, `agent`, `verify`.
+    #[serde(default)]
+    pub ci_variables: BTreeMap<String, Vec<Step>>,
     /// Logins to image registries, by registry host.
     #[serde(default)]
     pub registries: BTreeMap<String, RegistryConfig>,
@@ -68,6 +89,17 @@ pub enum Approval {
     Required,
     /// The project's operator did, once, by writing this.
     Auto,
+}
+
+/// Who says what the environment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OverridesPolicy {
+    /// The repository's `.devfleet.toml` goes before its CI configuration.
+    #[default]
+    Allow,
+    /// The CI configuration alone counts.
+    Forbid,
 }
 
 /// The forge of a project.
@@ -217,6 +249,7 @@ impl ProjectConfig {
         if !(1..=10).contains(&self.max_attempts) {
             return refuse("max_attempts", "write a number from 1 to 10");
         }
+        self.validate_scheduling()?;
         if let ForgeConfig::Gitlab { url, project, .. } = &self.forge {
             if !(url.starts_with("https://") || url.starts_with("http://")) {
                 return refuse("forge.url", "write the address of the GitLab instance: https://gitlab.example.com");
@@ -228,6 +261,7 @@ impl ProjectConfig {
         for (name, agent) in &self.agents {
             agent.validate(name)?;
         }
+        self.validate_ci_variables()?;
         if self.limits.cpus.is_some_and(|cpus| !(0.01..=1024.0).contains(&cpus)) {
             return refuse("limits.cpus", "write a number of processors from 0.01 to 1024");
         }
@@ -235,6 +269,48 @@ impl ProjectConfig {
             return refuse("limits.memory", "write at least 16MiB");
         }
         Ok(())
+    }
+
+    fn validate_scheduling(&self) -> Result<(), ProjectError> {
+        let refuse = |key: &str, problem: &str| Err(ProjectError::Value { key: key.into(), problem: problem.into() });
+        if !(1..=1_000).contains(&self.weight) {
+            return refuse("weight", "write a number from 1 to 1000");
+        }
+        if self.max_running == Some(0) {
+            return refuse("max_running", "write 1 or more; with 0 no job of the project would ever start");
+        }
+        if !(-PRIORITY_MOST..=PRIORITY_MOST).contains(&self.max_priority) {
+            return refuse("max_priority", "write a number from -100 to 100");
+        }
+        Ok(())
+    }
+
+    fn validate_ci_variables(&self) -> Result<(), ProjectError> {
+        let refuse = |name: &str, problem: &str| {
+            Err(ProjectError::Value { key: format!("ci_variables.{name}"), problem: problem.into() })
+        };
+        for (name, steps) in &self.ci_variables {
+            if !is_variable_name(name) || name.starts_with("DEVFLEET_") {
+                return refuse(name, "write the name of a CI variable: letters, digits and underscores");
+            }
+            if !matches!(self.forge, ForgeConfig::Gitlab { .. }) {
+                return refuse(name, "only GitLab keeps CI variables; for a plain git remote use agents.NAME.secrets");
+            }
+            if steps.is_empty() || steps.iter().any(|step| matches!(step, Step::Checkout | Step::Collect)) {
+                return refuse(name, "name the steps that get it: [\"setup\"], [\"agent\"], [\"verify\"] or several");
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the priority that a job is submitted with: -100 to the project's `max_priority`.
+    pub fn check_priority(&self, priority: i32) -> Result<(), ProjectError> {
+        if (-PRIORITY_MOST..=self.max_priority.max(0)).contains(&priority) {
+            return Ok(());
+        }
+        let most = self.max_priority.max(0);
+        let problem = format!("{priority} is not allowed in project {}: use -{PRIORITY_MOST} to {most}", self.name);
+        Err(ProjectError::Value { key: "priority".into(), problem })
     }
 
     /// Returns the agent to use: the one asked for, the project's default, or its only one.
@@ -325,6 +401,14 @@ fn default_ci_config() -> String {
     ".gitlab-ci.yml".into()
 }
 
+fn default_weight() -> u32 {
+    1
+}
+
+fn default_max_priority() -> i32 {
+    10
+}
+
 fn default_attempts() -> u32 {
     2
 }
@@ -361,6 +445,16 @@ mod tests {
         check_refused(&format!("agent = \"other\"\n{PLAIN}"), "agents.other");
         check_refused(&format!("{PLAIN}secrets.KEY = \"plain-value\"\n"), "env://");
         check_refused(&format!("{PLAIN}[limits]\nmemory = \"1KiB\"\n"), "16MiB");
+        check_refused(&format!("overrides = \"maybe\"\n{PLAIN}"), "maybe");
+        check_refused(&format!("{PLAIN}[ci_variables]\nKEY = [\"setup\"]\n"), "only GitLab");
+        let gitlab = format!(
+            "{PLAIN}[forge]\nkind = \"gitlab\"\nurl = \"https://g\"\nproject = \"a/b\"\ntoken = \"env://T\"\n[ci_variables]\n"
+        );
+        assert!(ProjectConfig::parse(&format!("{gitlab}KEY = [\"setup\", \"verify\"]\n")).is_ok());
+        check_refused(&format!("{gitlab}KEY = []\n"), "ci_variables.KEY");
+        check_refused(&format!("{gitlab}KEY = [\"collect\"]\n"), "name the steps");
+        check_refused(&format!("{gitlab}KEY = [\"deploy\"]\n"), "deploy");
+        check_refused(&format!("{gitlab}\"A-B\" = [\"setup\"]\n"), "ci_variables.A-B");
         check_refused(
             &format!("{PLAIN}[forge]\nkind = \"gitlab\"\nurl = \"gitlab\"\nproject = \"a/b\"\ntoken = \"env://T\"\n"),
             "forge.url",

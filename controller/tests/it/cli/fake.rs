@@ -172,6 +172,17 @@ impl Jobs for Canned {
         self.asked("WatchJob", &request)?;
         Ok(self.script(|script| stream(&mut script.watch)))
     }
+    async fn get_proposal_diff(&self, request: Request<v1::GetProposalDiffRequest>) -> Answer<v1::ProposalDiff> {
+        self.asked("GetProposalDiff", &request)?;
+        let change = v1::FactChange { fact: "image".into(), former: "python:3.11".into(), now: "python:3.12".into() };
+        Ok(Response::new(v1::ProposalDiff {
+            job: JOB.into(),
+            former_digest: DIGEST.into(),
+            digest: DIGEST.into(),
+            facts: vec![change],
+            dockerfile: String::new(),
+        }))
+    }
     async fn get_proposal(&self, request: Request<v1::GetProposalRequest>) -> Answer<v1::Proposal> {
         self.asked("GetProposal", &request)?;
         let recipe = v1::Recipe { dockerfile: "FROM python\nRUN \x1b[1mtrue\n".into(), ..v1::Recipe::default() };
@@ -259,6 +270,16 @@ impl Fleet for Canned {
         let message = "full: free some room".to_owned();
         let finding = v1::Finding { subject: "box1".into(), check: "disk".into(), ok: false, message };
         Ok(Response::new(v1::DoctorResponse { findings: vec![finding] }))
+    }
+    async fn get_settings(&self, request: Request<v1::GetSettingsRequest>) -> Answer<v1::Settings> {
+        self.asked("GetSettings", &request)?;
+        Ok(Response::new(v1::Settings { max_running: 5, max_running_default: 5, ..v1::Settings::default() }))
+    }
+    async fn set_settings(&self, request: Request<v1::SetSettingsRequest>) -> Answer<v1::Settings> {
+        self.asked("SetSettings", &request)?;
+        let max_running = request.into_inner().max_running.unwrap_or(5);
+        let changed_by = "ada".to_owned();
+        Ok(Response::new(v1::Settings { max_running, max_running_default: 5, changed_by, changed_unix_ms: 1_000 }))
     }
     async fn join(&self, _: Request<v1::JoinRequest>) -> Answer<v1::JoinResponse> {
         Err(Status::unimplemented("not for the CLI"))
