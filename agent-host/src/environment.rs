@@ -12,6 +12,7 @@ pub mod images;
 pub mod networks;
 mod services;
 pub mod steps;
+mod views;
 mod workspace;
 
 use std::time::Duration;

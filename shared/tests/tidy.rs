@@ -13,7 +13,7 @@ const FUNCTION_LINES: usize = 70;
 const OPENING_LINES: usize = 10;
 
 /// Plain functions of values; a folder stands for every file in it.
-const DECIDERS: [&str; 16] = [
+const DECIDERS: [&str; 17] = [
     "shared/src/assignment.rs",
     "shared/src/attempt.rs",
     "shared/src/environment.rs",
@@ -30,6 +30,7 @@ const DECIDERS: [&str; 16] = [
     "agent-host/src/attempt/course.rs",
     "agent-host/src/attempt/scripts.rs",
     "agent-host/src/attempt/verdict.rs",
+    "agent-host/src/caches/rules.rs",
 ];
 /// What a decider does not know: waiting, clocks, chance, the machine, maps without order.
 const IMPURE: [&str; 14] = [

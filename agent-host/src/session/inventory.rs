@@ -32,7 +32,7 @@ impl Inventory {
     pub async fn look(&self) -> HostInventory {
         let mut inventory = HostInventory {
             host_version: env!("CARGO_PKG_VERSION").to_owned(),
-            caches: directories(&self.mirrors),
+            caches: directories(&self.mirrors) + self.around.caches.count(),
             holds: self.holds(),
             ..HostInventory::default()
         };
