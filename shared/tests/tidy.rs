@@ -24,6 +24,7 @@ const DECIDERS: [&str; 17] = [
     "shared/src/units.rs",
     "controller/src/environment.rs",
     "controller/src/environment/",
+    "controller/src/gates/difference.rs",
     "controller/src/retries.rs",
     "controller/src/scheduler.rs",
     "agent-host/src/assignments.rs",

@@ -18,7 +18,7 @@ const MAX_ALIASES: usize = 16;
 /// How long a role in a container's name may be.
 const MAX_NAME_LETTERS: usize = 40;
 /// Roles that containers of devfleet itself have.
-const TAKEN: [&str; 11] =
+pub(super) const TAKEN: [&str; 11] =
     ["checkout", "setup", "agent", "verify", "collect", "hold", "devbox", "build", "workspace", "network", "gateway"];
 
 /// The services of a job.
@@ -26,6 +26,8 @@ const TAKEN: [&str; 11] =
 pub(super) struct Services {
     pub(super) specs: Vec<ServiceSpec>,
     pub(super) places: Vec<Place>,
+    /// Whether a service is left out because its image cannot be known.
+    pub(super) refused: bool,
     /// Who gave them: the job's name, `default` or `(global)`.
     pub(super) origin: String,
     pub(super) dropped: Vec<Dropped>,
@@ -54,21 +56,13 @@ pub(super) fn of_job(
             continue;
         };
         let resolved = variables.expand_image(&written.name)?;
-        let image = ImageName::parse(&resolved).map_err(|problem| {
-            let missing: Vec<&str> = variables.undefined.iter().map(String::as_str).collect();
-            let detail = match missing.is_empty() {
-                true => problem.to_owned(),
-                false => format!("{problem}; not set in the CI file: {}", missing.join(", ")),
-            };
-            let job = job.name.to_owned();
-            DerivationError::UnresolvedImage {
-                what: "service".to_owned(),
-                job,
-                written: written.name.clone(),
-                resolved,
-                detail,
+        let image = match ImageName::parse(&resolved) {
+            Ok(image) => image,
+            Err(problem) => {
+                services.refuse(&written.name, &resolved, &detail(problem, variables));
+                continue;
             }
-        })?;
+        };
         if is_docker(&image) {
             let reason = "is Docker in Docker, which needs a privileged container; devfleet starts none".to_owned();
             services.dropped.push(Dropped { line: format!("service {image}"), reason });
@@ -100,8 +94,28 @@ pub(super) fn of_job(
     Ok(services)
 }
 
+fn detail(problem: &str, variables: &Variables<'_>) -> String {
+    let missing: Vec<&str> = variables.undefined.iter().map(String::as_str).collect();
+    match missing.is_empty() {
+        true => problem.to_owned(),
+        false => format!("{problem}; not set in the CI file: {}", missing.join(", ")),
+    }
+}
+
+impl Services {
+    /// Leaves a service out whose image cannot be known: it is never pulled under half a name.
+    fn refuse(&mut self, written: &str, resolved: &str, detail: &str) {
+        self.refused = true;
+        let reason = format!("its image becomes `{resolved}`, which is no image name ({detail})");
+        self.notes.push(format!(
+            "service `{written}` is left out: {reason}; give the variables a value in the CI file, or name the image outright"
+        ));
+        self.dropped.push(Dropped { line: format!("service {written}"), reason });
+    }
+}
+
 /// Explicit aliases first, then the derived ones; the first service to claim a name keeps it.
-fn own_aliases(
+pub(super) fn own_aliases(
     explicit: &str,
     image: &ImageName,
     taken: &mut BTreeSet<String>,
@@ -125,7 +139,7 @@ fn own_aliases(
     own
 }
 
-fn is_host_name(alias: &str) -> bool {
+pub(super) fn is_host_name(alias: &str) -> bool {
     alias.len() <= 253
         && alias.starts_with(|first: char| first.is_ascii_alphanumeric())
         && alias.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter))
@@ -133,7 +147,7 @@ fn is_host_name(alias: &str) -> bool {
 }
 
 /// A role for the container's name: the first alias in `[a-z0-9-]`, unique.
-fn role(alias: Option<&String>, image: &ImageName, names: &mut BTreeSet<String>) -> String {
+pub(super) fn role(alias: Option<&String>, image: &ImageName, names: &mut BTreeSet<String>) -> String {
     let base = alias.map_or(image.base(), String::as_str).to_ascii_lowercase();
     let safe: String = base.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect();
     let short: String = safe.trim_matches('-').chars().take(MAX_NAME_LETTERS).collect();
@@ -148,7 +162,7 @@ fn role(alias: Option<&String>, image: &ImageName, names: &mut BTreeSet<String>)
     name
 }
 
-fn is_docker(image: &ImageName) -> bool {
+pub(super) fn is_docker(image: &ImageName) -> bool {
     image.base() == "docker"
         || image.base().split('-').any(|piece| piece == "dind")
         || image.tag.as_deref().is_some_and(|tag| tag.contains("dind"))
