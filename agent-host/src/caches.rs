@@ -128,7 +128,7 @@ impl Caches {
         };
         match self.verify(&layer, &path, copying::SAMPLE).await {
             Ok(()) => {
-                manifest::touch(&self.dir, &layer.volume);
+                manifest::touch(&self.dir, &layer.volume, now);
                 Ok(Some((layer, path)))
             }
             Err(error) => {

@@ -63,25 +63,23 @@ fn write(dir: &Path, path: &Path, content: &[u8]) -> Result<(), CacheError> {
 }
 
 /// Writes down that a job uses a layer.
-pub(super) fn touch(dir: &Path, volume: &str) {
-    let touched = File::options()
-        .append(true)
-        .open(manifest_path(dir, volume))
-        .and_then(|file| file.set_modified(SystemTime::now()));
-    if let Err(error) = touched {
+pub(super) fn touch(dir: &Path, volume: &str, now: Timestamp) {
+    if let Err(error) = stamp(dir, volume, now) {
         tracing::debug!(volume, %error, "the use of a cache layer is not written down");
     }
 }
 
 /// Writes down that every file was looked at, without that being a use.
 pub(super) fn checked(dir: &Path, layer: &Layer, now: Timestamp) {
-    let used = SystemTime::UNIX_EPOCH + Duration::from_millis(layer.used.0);
     let outcome = write_manifest(dir, &Layer { checked: now, ..layer.clone() });
-    let restored =
-        File::options().append(true).open(manifest_path(dir, &layer.volume)).and_then(|file| file.set_modified(used));
-    if outcome.is_err() || restored.is_err() {
+    if outcome.is_err() || stamp(dir, &layer.volume, layer.used).is_err() {
         tracing::warn!(layer = layer.volume, "the check of a cache layer is not written down");
     }
+}
+
+fn stamp(dir: &Path, volume: &str, used: Timestamp) -> std::io::Result<()> {
+    let file = File::options().append(true).open(manifest_path(dir, volume))?;
+    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_millis(used.0))
 }
 
 /// From now on it is no layer.

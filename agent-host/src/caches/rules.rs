@@ -117,6 +117,8 @@ mod tests {
     use super::*;
     use crate::assignments::tests::assignment;
 
+    type Change<'a> = &'a dyn Fn(&mut Assignment, &mut CacheSpec, &mut BTreeMap<String, String>);
+
     fn layer(name: &str, bytes: u64, used: u64) -> Layer {
         Layer {
             volume: name.into(),
@@ -144,7 +146,7 @@ mod tests {
         retry.task = "another".into();
         retry.repository.base_commit = "f".repeat(40);
         assert_eq!(key, key_of(&retry, &cache, "image", &objects), "what setup does not see does not count");
-        let check = |change: &dyn Fn(&mut Assignment, &mut CacheSpec, &mut BTreeMap<String, String>)| {
+        let check = |change: Change<'_>| {
             let (mut base, mut cache, mut objects) = (base.clone(), cache.clone(), objects.clone());
             change(&mut base, &mut cache, &mut objects);
             assert_ne!(key, key_of(&base, &cache, "image", &objects));
