@@ -47,6 +47,8 @@ pub mod label {
     pub const CACHE_FILLER: &str = "devfleet.cache-filler";
     /// The value of [`ROLE`] on layers.
     pub const CACHE_ROLE: &str = "cache-layer";
+    /// On images that are kept: the digest of the recipe.
+    pub const RECIPE: &str = "devfleet.recipe";
     /// The value of [`APP`].
     pub const APP_VALUE: &str = "devfleet";
 }

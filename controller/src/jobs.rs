@@ -441,7 +441,6 @@ fn apply_report(
     max_attempts: u32,
     now: Timestamp,
 ) -> Result<(), JobError> {
-    let made = state.attempts.len() as u32;
     let cancelled = state.cancelled_by.is_some();
     let Some(attempt) = state.attempts.iter_mut().find(|attempt| attempt.id == claim.attempt) else { return Ok(()) };
     if phase.rank() < attempt.phase.rank() {
@@ -457,6 +456,9 @@ fn apply_report(
     attempt.phase = phase.clone();
     let Some(result) = phase.result().filter(|_| state.phase == JobPhase::Running) else { return Ok(()) };
     let result = if cancelled { AttemptResult::Cancelled } else { result.clone() };
+    let refused = |attempt: &&AttemptRecord| attempt.result().is_some_and(retries::is_refusal);
+    let refused = state.attempts.iter().filter(refused).count() as u32;
+    let made = retries::Made { charged: state.attempts.len() as u32 - refused, refused };
     let pause = retries::retry(&result, made, max_attempts, cancelled);
     let trouble = match &result {
         AttemptResult::Failed(failure) => Some(failure.message.clone()),

@@ -174,6 +174,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         tokens: tokens.clone(),
         authority: authority.clone(),
         forges: forges.clone(),
+        max_running: config.max_running,
         clock: clock.clone(),
     };
     let session_service = SessionService {

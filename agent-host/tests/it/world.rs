@@ -116,6 +116,7 @@ impl Controller for MemoryController {
             variables: BTreeMap::from([("MODEL_KEY".to_owned(), Secret::new(secret))]),
             git: Some(GitLogin { username: "git".into(), password: Secret::new("forge-password-93aa1") }),
             registries: Vec::new(),
+            step_variables: Vec::new(),
         })
     }
 

@@ -76,6 +76,9 @@ async fn a_second_job_finds_the_packages_of_the_first_and_nothing_that_an_agent_
     let one = scene.site.submit("sample", "Make the answer right").await;
     let two = scene.site.submit("sample", "Make the answer right").await;
     for id in [&one.id, &two.id] {
+        scene.site.ended(id).await;
+    }
+    for id in [&one.id, &two.id] {
         let setup = scene.finished(id).await;
         assert!(setup.contains("\nfound one\n") && setup.contains("\nthere are package \n"), "{setup}");
         let agent = scene.said(id, "agent").await;
