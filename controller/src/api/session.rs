@@ -212,7 +212,7 @@ impl SessionService {
         let missing = |error: &(dyn std::error::Error + 'static)| {
             refusal(Code::FailedPrecondition, "SECRET_MISSING", format!("cannot {}", Chain(error)))
         };
-        let mut grant = v1::Grant::default();
+        let mut grant = v1::Grant { pull_policy: project.pull.name().to_owned(), ..v1::Grant::default() };
         let agents_secrets = project.agents.get(agent).map(|config| config.secrets.clone()).unwrap_or_default();
         for (name, reference) in &agents_secrets {
             let value = secrets::resolve(reference).await.map_err(|error| missing(&error))?;

@@ -3,6 +3,8 @@
 mod caches;
 mod cancel;
 mod claude;
+mod derived;
+mod drift;
 mod engine_trouble;
 mod failures;
 mod gitlab;
