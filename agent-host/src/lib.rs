@@ -22,5 +22,6 @@ pub mod mirror;
 pub mod output;
 pub mod spool;
 
+pub mod blocking;
 pub mod disk;
 pub mod sweeper;

@@ -27,6 +27,8 @@ pub mod scheduler;
 pub mod logs;
 pub mod sessions;
 
+pub mod blocking;
+
 pub mod api;
 pub mod server;
 pub mod upkeep;
