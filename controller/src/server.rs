@@ -168,9 +168,7 @@ pub async fn start_on<L: Listener>(
     let jobs = Jobs::new(store.clone(), clock.clone());
     let sessions = Arc::new(Sessions::new(clock.clone()));
     let tokens = Tokens::new(store.clone(), clock.clone());
-    let files = config.files_dir.as_ref().unwrap_or(&config.data_dir);
-    let logs = JobLogs::new(make_dir(&files.join("logs"))?);
-    let artifacts = open_artifacts(&make_dir(&files.join("artifacts"))?)?;
+    let (logs, artifacts) = open_files(config.files_dir.as_ref().unwrap_or(&config.data_dir))?;
     let (waiting, waits) = watch::channel(Waiting::new());
 
     let reconciler = Reconciler {
@@ -314,6 +312,12 @@ async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartEr
     let listener = TcpListener::bind(wanted).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
+}
+
+/// Opens what jobs leave behind.
+fn open_files(files: &Path) -> Result<(JobLogs, Artifacts), StartError> {
+    let logs = JobLogs::new(make_dir(&files.join("logs"))?);
+    Ok((logs, open_artifacts(&make_dir(&files.join("artifacts"))?)?))
 }
 
 fn open_artifacts(dir: &Path) -> Result<Artifacts, StartError> {

@@ -89,7 +89,7 @@ impl Fleet {
         forge.commit("main", &[(".gitlab-ci.yml", PIPELINE)]);
         let names: Vec<String> = (0..plan.controllers).map(controller).collect();
         let machines = (0..plan.hosts)
-            .map(|number| Arc::new(make_machine(number, &plan, dir.path(), &clock, &authority, &names, mutant)))
+            .map(|number| Arc::new(make_machine(number, &plan, dir.path(), &clock, &authority, &names)))
             .collect::<Vec<_>>();
         let token = Setup { store: store.clone(), clock: clock.clone() }.run(&machines);
         let people = People {
@@ -313,7 +313,6 @@ fn make_machine(
     clock: &Clock,
     authority: &Authority,
     controllers: &[String],
-    mutant: Option<Mutant>,
 ) -> Machine {
     let id = HostId::random();
     let request = tls::signing_request().expect("a key");
@@ -329,7 +328,6 @@ fn make_machine(
         engine: machine::engine(plan.agent[number]),
         dial: Arc::new(dial),
         clock: clock.clone(),
-        mutant,
         config: devfleet_host::config::Config::parse(Path::new("host.toml"), &text).expect("a configuration"),
         up: watch::Sender::new(true),
         runs: Mutex::default(),

@@ -19,8 +19,6 @@ use devfleet_shared::id::{Digest, HostId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::plan::Mutant;
-
 const BUNDLE: &str = "# v2 git bundle, as it were";
 /// How often it is noted what runs.
 const LOOK: Duration = Duration::from_millis(100);
@@ -34,7 +32,6 @@ pub(crate) struct Machine {
     pub(crate) engine: Arc<MemoryEngine>,
     pub(crate) dial: Arc<dyn Dial>,
     pub(crate) clock: Clock,
-    pub(crate) mutant: Option<Mutant>,
     pub(crate) config: Config,
     /// Whether the daemon is to run.
     pub(crate) up: watch::Sender<bool>,
@@ -102,9 +99,6 @@ pub(crate) async fn run(machine: Arc<Machine>) -> turmoil::Result {
         // As kill -9 does: without a word, containers run on.
         drop(parts);
         tokio::task::yield_now().await;
-        if machine.mutant == Some(Mutant::Spool) {
-            std::fs::remove_dir_all(machine.config.data_dir.join("spool"))?;
-        }
     }
 }
 
