@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::project::ProjectRecord;
+use crate::store::records::leadership::LeaderRecord;
 use crate::store::records::settings::Settings;
 use crate::store::records::{HostRecord, JobSpec, JobState, Owner, PREFIX, RecordError, decode};
 use crate::store::{Entry, Revision, SharedStore, StoreError, WatchEvent};
@@ -47,6 +48,8 @@ pub struct Records {
     pub projects: BTreeMap<ProjectName, Arc<ProjectRecord>>,
     /// The hosts that joined.
     pub hosts: BTreeMap<HostId, Arc<HostRecord>>,
+    /// Who leads.
+    pub leader: Option<LeaderRecord>,
     /// What operators set, and its revision.
     pub settings: Option<(Arc<Settings>, Revision)>,
 }
@@ -108,6 +111,7 @@ impl Records {
                     self.note_active(&id);
                 }
             }
+            ["leader"] => self.leader = Some(decode(&entry.key, &entry.value)?),
             ["projects", name] => {
                 if let Ok(name) = name.parse() {
                     self.projects.insert(name, Arc::new(decode(&entry.key, &entry.value)?));
@@ -128,6 +132,7 @@ impl Records {
         let Some(path) = key.strip_prefix(PREFIX) else { return };
         match path.split('/').collect::<Vec<_>>()[..] {
             ["jobs", id, "spec"] => drop(id.parse().map(|id: JobId| self.specs.remove(&id))),
+            ["leader"] => self.leader = None,
             ["jobs", id, "state"] => {
                 if let Ok(id) = id.parse::<JobId>() {
                     self.states.remove(&id);
