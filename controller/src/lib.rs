@@ -6,6 +6,7 @@ pub mod config;
 pub mod project;
 pub mod secrets;
 
+pub mod controllers;
 pub mod store;
 pub mod view;
 
@@ -18,6 +19,7 @@ pub mod gates;
 pub mod publish;
 
 pub mod jobs;
+pub mod leader;
 pub mod reconcile;
 pub mod retries;
 pub mod scheduler;

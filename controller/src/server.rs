@@ -25,10 +25,12 @@ use crate::api::jobs::JobsService;
 use crate::api::session::SessionService;
 use crate::artifacts::Artifacts;
 use crate::config::Config;
+use crate::controllers::{ControllerIdError, own_id};
 use crate::forges::Forges;
 use crate::gates::Gates;
 use crate::identity::{Authority, IdentityError, Role, Tokens, server_tls};
 use crate::jobs::Jobs;
+use crate::leader::{Leader, Timers};
 use crate::logs::JobLogs;
 use crate::publish::Publisher;
 use crate::reconcile::{Reconciler, Waiting};
@@ -71,6 +73,9 @@ pub enum StartError {
     /// The store holds something that does not belong there.
     #[error("read the store")]
     Record(#[from] RecordError),
+    /// The controller does not know its id.
+    #[error("find out who this controller is")]
+    Id(#[from] ControllerIdError),
     /// The authority or a certificate cannot be had.
     #[error("set up identities")]
     Identity(#[from] IdentityError),
@@ -169,7 +174,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         tokens: tokens.clone(),
         authority: authority.clone(),
         forges: forges.clone(),
-        clock,
+        clock: clock.clone(),
     };
     let session_service = SessionService {
         parts: SessionParts { view: view.clone(), jobs, sessions, logs: logs.clone() },
@@ -188,10 +193,17 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     };
 
     let names = config.names.clone();
+    let leader = Leader {
+        store: store.clone(),
+        clock,
+        controller: own_id(&config.data_dir)?,
+        timers: Timers::default(),
+        term: watch::Sender::new(None),
+    };
     let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names, store: store.clone() };
     tasks.spawn(upkeep.run(shutdown.clone()));
     tasks.spawn(view.clone().follow(store, shutdown.clone()));
-    tasks.spawn(reconciler.run(shutdown.clone()));
+    tasks.spawn(leader.run(vec![Arc::new(reconciler)], shutdown.clone()));
     tasks.spawn(services.serve(tls.incoming(listener), shutdown.clone())?);
     info!(%address, "controller is ready");
     Ok(Running { address, authority, tokens, view, shutdown, tasks })

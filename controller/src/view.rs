@@ -151,6 +151,12 @@ impl View {
         }
     }
 
+    /// Waits until everything up to this revision has been seen. The revision must be of a change under [`PREFIX`].
+    pub async fn reach(&self, revision: Revision) {
+        // The sender lives as long as `self`, so this cannot fail.
+        drop(self.revision.subscribe().wait_for(|seen| *seen >= revision).await);
+    }
+
     /// Follows the store until the shutdown. A broken watch is re-opened from the last revision, a compacted one is
     /// replaced by reading everything anew.
     pub async fn follow(self: Arc<Self>, store: SharedStore, shutdown: CancellationToken) {

@@ -264,3 +264,6 @@ impl Session {
         self.down.send(Ok(ControllerMessage { kind: Some(kind) })).await.map_err(|_| Gone)
     }
 }
+
+#[cfg(test)]
+mod tests;

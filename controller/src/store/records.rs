@@ -5,6 +5,8 @@
 //! fence. Values are JSON.
 
 use std::collections::BTreeMap;
+pub mod leadership;
+
 use std::time::Duration;
 
 use devfleet_shared::assignment::{AgentSpec, Limits};

@@ -5,6 +5,8 @@ mod derivation;
 mod e2e;
 mod forge_contract;
 mod identity;
+mod jobs;
+mod leader;
 mod logs;
 mod store_contract;
 mod store_crash;
