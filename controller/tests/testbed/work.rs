@@ -85,10 +85,15 @@ impl Stage {
         (job, node)
     }
 
-    /// Waits until a job's agent runs, as the kernel sees it.
+    /// Waits until a job's agent has written its first line: then it surely has what it needs, and runs by itself.
     pub(crate) async fn working(&self, id: &str) -> v1::Job {
         let job = self.people.until(id, "the agent at work", |job| phase(job) == "agent").await;
-        self.kernel(id, "the agent's process", |running| running.iter().any(|one| one.name.ends_with("-agent"))).await;
+        let attempt = &job.attempts.last().expect("an attempt").id;
+        wait_for("the agent's first line", async || {
+            let log = parse_log(String::new(), false, &self.people.records(id, attempt).await);
+            (!log.lines.is_empty()).then_some(())
+        })
+        .await;
         job
     }
 

@@ -25,6 +25,10 @@ pub(super) async fn a_host_daemon_that_is_killed_again_and_again_loses_nothing(s
             stage.people.all_hosts_ready().await;
         }
     }
+    for id in &ids {
+        let job = stage.people.job(id).await;
+        assert_eq!((job.phase.as_str(), job.attempts.len()), ("running", 1), "no attempt is charged: {job:#?}");
+    }
     let after: Vec<_> = ids.iter().flat_map(|id| stage.running(id)).collect();
     assert_eq!(before, after, "the same containers, the same processes");
     for job in stage.settle().await {
