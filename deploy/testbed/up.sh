@@ -114,6 +114,8 @@ make_engine() { # NODE
     if [ "$1" = h3 ] && [ -x "$FETCHED/sbin/dockerd" ]; then
         dockerd="$FETCHED/sbin/dockerd" path="$FETCHED/sbin:$FETCHED/bin:$FETCHED/libexec/docker:$PATH"
     fi
+    # In memory: quicker, and gone with one unmount.
+    mount -t tmpfs -o size=3g tmpfs "$DIR/$1"
     echo '{}' >"$DIR/$1/daemon.json"
     write_part "$1.dockerd" "PATH=$path" "$dockerd" --config-file "$DIR/$1/daemon.json" --data-root "$DIR/$1/data" \
         --exec-root "$DIR/$1/exec" --pidfile "$DIR/$1/docker.pid" -H "unix://$DIR/$1/docker.sock" \
