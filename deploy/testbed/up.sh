@@ -7,7 +7,6 @@
 #
 #   DEVFLEET_BIN=FOLDER                      where devfleet's programs are (default: target/debug)
 #   DEVFLEET_TESTBED_ETCD=3.5                the etcd that fetch.sh fetched, instead of this machine's
-#   DEVFLEET_TESTBED_TIMERS=default          the product's own timers, instead of short ones
 #   DEVFLEET_TESTBED_IMAGES="NAME:TAG ..."   what each engine gets (default: python and redis of deploy/images)
 set -euo pipefail
 umask 022

@@ -60,6 +60,12 @@ impl Drop for Scanner {
     }
 }
 
+/// Says whether a process is the first of its container, by the numbers it has in the namespaces it lives in.
+fn is_first(pid: &str) -> bool {
+    let status = read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"))
+}
+
 /// Whose a container is.
 #[derive(Clone)]
 struct Owner {
@@ -93,7 +99,8 @@ impl Look {
         for entry in std::fs::read_dir(GROUPS).into_iter().flatten().flatten() {
             let id = entry.file_name().to_string_lossy().into_owned();
             let Ok(pids) = read_to_string(entry.path().join("cgroup.procs")) else { continue };
-            let Some(pid) = pids.lines().next().and_then(|pid| pid.parse().ok()) else { continue };
+            let Some(pid) = pids.lines().find(|pid| is_first(pid)).or(pids.lines().next()) else { continue };
+            let pid = pid.parse().unwrap_or_default();
             let Some(owner) = self.owner(&id) else { continue };
             let state = read_to_string(entry.path().join("freezer.state")).unwrap_or_default();
             let Owner { node, name, job, attempt } = owner;

@@ -103,7 +103,7 @@ pub(super) async fn an_engine_that_dies_with_all_its_shims_leaves_no_process(sta
     let (job, node) = stage.at_work("steady-15").await;
     stage.fleet.kill(&format!("{node}.dockerd"));
     let killed = stage.fleet.kill_below(&node, &["containerd", "containerd-shim"]);
-    assert!(killed >= 3, "containerd and a shim for each container: {killed}");
+    assert!(killed >= 2, "containerd and its shims: {killed}");
     stage.fleet.start(&format!("{node}.dockerd"));
     let job = stage.people.ended(&job.id).await;
     assert_eq!(job.outcome, "succeeded", "{job:#?}");
