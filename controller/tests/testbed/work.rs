@@ -94,6 +94,7 @@ impl Stage {
             (!log.lines.is_empty()).then_some(())
         })
         .await;
+        self.kernel(id, "the agent's process", |running| running.iter().any(|one| one.name.contains("-agent"))).await;
         job
     }
 

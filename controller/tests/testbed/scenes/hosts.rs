@@ -40,7 +40,7 @@ pub(super) async fn a_host_daemon_that_is_killed_again_and_again_loses_nothing(s
 pub(super) async fn an_engine_that_is_killed_keeps_its_containers(stage: &Stage, _chaos: bool) -> String {
     let mut jobs = Vec::new();
     for _ in HOSTS {
-        jobs.push(stage.at_work("steady-15").await);
+        jobs.push(stage.at_work("steady-30").await);
     }
     let running = || jobs.iter().flat_map(|(job, _)| stage.running(&job.id)).collect::<Vec<_>>();
     let before = running();
