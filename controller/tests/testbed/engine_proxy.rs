@@ -1,4 +1,4 @@
-//! A proxy before a host's engine that carries a request out and loses the answer.
+//! A proxy before a host's engine that loses answers, or answers itself.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,21 +10,35 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::fleet::Fleet;
 
+/// What goes wrong with a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The engine carries it out, and its answer is lost with the connection.
+    AnswerLost,
+    /// The engine never hears of it; the answer is 500.
+    Status500,
+}
+
+const ERROR: &[u8] = b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nContent-Length: 23\r\n\
+    Connection: close\r\n\r\n{\"message\":\"a fault...\"}";
+
 #[derive(Default)]
 struct Faults {
-    /// What stands in the first line of the requests meant.
-    path: String,
-    left: u32,
-    lost: u32,
+    /// What stands in the first line of the requests meant, the fault, and how often it is still to come.
+    left: Vec<(String, Fault, u32)>,
+    met: u32,
 }
 
 impl Faults {
-    /// Takes note of a request; says whether its answer is to be lost.
-    fn takes(&mut self, line: &str) -> bool {
-        let meant = self.left > 0 && line.contains(&self.path) && line.ends_with("HTTP/1.1");
-        self.left -= u32::from(meant);
-        self.lost += u32::from(meant);
-        meant
+    /// Takes note of a request; returns what goes wrong with it.
+    fn of(&mut self, line: &str) -> Option<Fault> {
+        let meant = |(path, _, times): &&mut (String, Fault, u32)| {
+            *times > 0 && line.contains(path.as_str()) && line.ends_with("HTTP/1.1")
+        };
+        let (_, fault, times) = self.left.iter_mut().find(meant)?;
+        *times -= 1;
+        self.met += 1;
+        Some(*fault)
     }
 }
 
@@ -48,14 +62,14 @@ impl EngineProxy {
         Self { node: node.to_owned(), faults, task }
     }
 
-    /// Loses the answers of the next requests whose first line holds this.
-    pub(crate) fn lose_answers(&self, path: &str, times: u32) {
-        *self.faults.lock().expect("the faults") = Faults { path: path.to_owned(), left: times, lost: 0 };
+    /// Lets the next requests whose first line holds this meet a fault.
+    pub(crate) fn fault(&self, path: &str, fault: Fault, times: u32) {
+        self.faults.lock().expect("the faults").left.push((path.to_owned(), fault, times));
     }
 
-    /// Returns how many answers were lost.
-    pub(crate) fn lost(&self) -> u32 {
-        self.faults.lock().expect("the faults").lost
+    /// Returns how many requests met one.
+    pub(crate) fn met(&self) -> u32 {
+        self.faults.lock().expect("the faults").met
     }
 
     /// Takes it away; the daemon starts anew.
@@ -86,41 +100,42 @@ async fn serve(listener: UnixListener, engine: PathBuf, faults: Arc<Mutex<Faults
     }
 }
 
-/// Carries bytes both ways until either side ends, or an answer is to be lost.
+/// Carries bytes both ways until either side ends, or a request meets a fault.
 async fn pass(near: UnixStream, far: UnixStream, faults: Arc<Mutex<Faults>>) {
-    let (mut near_in, mut near_out) = near.into_split();
+    let (mut near_in, near_out) = near.into_split();
     let (mut far_in, mut far_out) = far.into_split();
-    let losing = Arc::new(AtomicBool::new(false));
+    let near_out = tokio::sync::Mutex::new(near_out);
+    let losing = AtomicBool::new(false);
     let up = async {
         let mut bytes = vec![0; 1 << 16];
         while let Ok(count @ 1..) = near_in.read(&mut bytes).await {
             let line = bytes[..count].split(|byte| *byte == b'\r').next().unwrap_or_default();
-            if faults.lock().expect("the faults").takes(&String::from_utf8_lossy(line)) {
-                losing.store(true, Ordering::SeqCst);
+            let fault = faults.lock().expect("the faults").of(&String::from_utf8_lossy(line));
+            if fault == Some(Fault::Status500) {
+                drop(near_out.lock().await.write_all(ERROR).await);
+                return;
             }
+            losing.fetch_or(fault == Some(Fault::AnswerLost), Ordering::SeqCst);
             if far_out.write_all(&bytes[..count]).await.is_err() {
                 break;
             }
         }
         drop(far_out.shutdown().await);
+        // The engine's side ends last.
+        std::future::pending().await
     };
     let down = async {
         let mut bytes = vec![0; 1 << 16];
         while let Ok(count @ 1..) = far_in.read(&mut bytes).await {
             // The engine has answered, so the deed is done; the connection ends without a byte of it.
-            if losing.load(Ordering::SeqCst) {
-                return;
-            }
-            if near_out.write_all(&bytes[..count]).await.is_err() {
+            if losing.load(Ordering::SeqCst) || near_out.lock().await.write_all(&bytes[..count]).await.is_err() {
                 return;
             }
         }
-        drop(near_out.shutdown().await);
+        drop(near_out.lock().await.shutdown().await);
     };
-    // The engine's side ends last; with an answer that is lost it ends everything.
-    tokio::pin!(up);
     tokio::select! {
         () = down => {}
-        () = async { (&mut up).await; std::future::pending::<()>().await } => {}
+        () = up => {}
     }
 }

@@ -2,8 +2,10 @@
 //! `settle`, which checks all invariants.
 
 mod controllers;
+mod engines;
 mod forge;
 mod hosts;
+mod jobs;
 mod network;
 mod secrets;
 
@@ -47,10 +49,17 @@ enum Length {
 /// All of them.
 pub(crate) const SCENES: &[Scene] = &[
     scene!("1", Quick, hosts::a_host_daemon_that_is_killed_again_and_again_loses_nothing),
+    scene!("2", Quick, hosts::a_host_daemon_that_is_killed_at_any_moment_of_a_job_finishes_it),
     scene!("37", Quick, hosts::an_engine_that_is_killed_keeps_its_containers),
     scene!("38", Long, hosts::an_engine_that_dies_with_all_its_shims_leaves_no_process),
     scene!("40", Quick, hosts::an_engine_that_hangs_is_waited_for),
-    scene!("42", Quick, hosts::a_container_whose_making_was_not_answered_is_made_once),
+    scene!("42", Quick, engines::a_container_whose_making_was_not_answered_is_made_once),
+    scene!("41", Quick, engines::an_engine_that_answers_with_errors_is_asked_again),
+    scene!("43", Quick, jobs::a_container_that_cannot_be_removed_holds_up_no_job),
+    scene!("44", Quick, engines::a_disk_without_room_gets_no_new_job),
+    scene!("50", Quick, jobs::a_fork_bomb_harms_nobody_else),
+    scene!("53", Quick, jobs::floods_of_output_do_not_delay_the_neighbours),
+    scene!("56", Quick, jobs::a_job_that_ignores_signals_and_hides_is_removed_whole),
     scene!("4", Quick, controllers::controllers_that_are_killed_lose_no_job_and_charge_no_attempt),
     scene!("19", Quick, network::a_partition_shorter_than_the_freeze_is_not_noticed),
     scene!("21", Quick, network::a_flapping_link_causes_no_thrashing),

@@ -17,6 +17,12 @@ const IMAGE: &str = "devfleet-test/python:3.11";
 const CHECK: &str = "set -e\ngrep -q 42 answer.txt\n[ \"$(cat runs.txt)\" = run ]\necho the answer is right\n";
 const SERVICE: &str = "services:\n  - name: devfleet-test/redis:7\n    alias: cache\n";
 
+/// Makes processes as fast as it can.
+const FORK_BOMB: &str = "bomb() { bomb | bomb & }\nbomb\nsleep 3\nexit 1\n";
+/// Ignores what asks it to end, and has a child in a session of its own that does so too.
+const STUBBORN: &str = "trap '' TERM INT HUP\n(setsid sh -c \"trap '' TERM INT HUP; sleep 1000\" &)\necho 'total 1'\necho 'line 1'\n\
+    while true; do sleep 1; done\n";
+
 /// Everything a scene plays with.
 pub(crate) struct Stage {
     pub(crate) fleet: Fleet,
@@ -67,6 +73,9 @@ impl Stage {
         }
         let flood = steady(200_000, ":");
         toml += &format!("[agents.flood]\nkind = \"script\"\ncommand = {flood:?}\n");
+        for (name, script) in [("fork-bomb", FORK_BOMB), ("stubborn", STUBBORN)] {
+            toml += &format!("[agents.{name}]\nkind = \"script\"\ncommand = {script:?}\n");
+        }
         self.people.apply(&toml).await;
     }
 
