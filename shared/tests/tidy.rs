@@ -13,7 +13,7 @@ const FUNCTION_LINES: usize = 70;
 const OPENING_LINES: usize = 10;
 
 /// Plain functions of values; a folder stands for every file in it.
-const DECIDERS: [&str; 16] = [
+const DECIDERS: [&str; 17] = [
     "shared/src/assignment.rs",
     "shared/src/attempt.rs",
     "shared/src/environment.rs",
@@ -24,6 +24,7 @@ const DECIDERS: [&str; 16] = [
     "shared/src/units.rs",
     "controller/src/environment.rs",
     "controller/src/environment/",
+    "controller/src/gates/difference.rs",
     "controller/src/retries.rs",
     "controller/src/scheduler.rs",
     "agent-host/src/assignments.rs",
