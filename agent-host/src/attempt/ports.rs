@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use devfleet_shared::assignment::Assignment;
 use devfleet_shared::attempt::Step;
+use devfleet_shared::environment::PullPolicy;
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, Fence, JobId};
 use devfleet_shared::secret::Secret;
@@ -44,6 +45,8 @@ pub struct Grant {
     pub git: Option<GitLogin>,
     /// Logins by registry.
     pub registries: Vec<(String, RegistryCredential)>,
+    /// When images are pulled.
+    pub pull_policy: PullPolicy,
 }
 
 /// A secret variable for some steps.

@@ -2,6 +2,8 @@
 
 mod cancel;
 mod claude;
+mod derived;
+mod drift;
 mod engine_trouble;
 mod failures;
 mod gitlab;

@@ -24,7 +24,7 @@ test:
 ";
 
 /// Says whether a text occurs in any file below these directories, as root sees them.
-fn found_below(text: &str, directories: &[&str]) -> Vec<String> {
+pub(super) fn found_below(text: &str, directories: &[&str]) -> Vec<String> {
     let mut command = Command::new("grep");
     command.args([
         "--recursive",
