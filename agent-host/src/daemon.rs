@@ -24,6 +24,7 @@ use tonic::transport::Channel;
 
 use crate::attempt::Surroundings;
 use crate::attempt::reports::Board;
+use crate::caches::Caches;
 use crate::config::Config;
 use crate::disk;
 use crate::engine::SharedEngine;
@@ -129,6 +130,7 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
         pool: config.network_pool.parse()?,
         images: Images::new(Arc::clone(&engine), identity.host().clone())
             .remembering(private_images(&config.data_dir)?),
+        caches: Caches::new(Arc::clone(&engine), identity.host().clone(), &config.data_dir, config.cache_budget.0),
         code: Arc::new(Mirrors::new(mirrors.clone())),
         controller: Arc::new(RemoteController { dial: Arc::clone(&dial) }),
         spools: spools.clone(),

@@ -13,6 +13,7 @@ pub mod networks;
 mod pulls;
 mod services;
 pub mod steps;
+mod views;
 mod workspace;
 
 use std::time::Duration;

@@ -149,7 +149,6 @@ impl Running {
 pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError> {
     devfleet_shared::tls::install_provider();
     let Ground { id, store, authority, lock } = open_ground(config, &clock).await?;
-    let dir = |name: &str| make_dir(&config.data_dir.join(name));
     let tls = server_tls(&authority, &authority.issue_server(&config.names)?)?;
     let (listener, address) = listen(config.listen).await?;
 
@@ -157,7 +156,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     let view = View::open(&store).await?;
     let jobs = Jobs::new(store.clone(), clock.clone());
     let sessions = Arc::new(Sessions::new(clock.clone()));
-    let forges = Forges::new(store.clone(), dir("repositories")?);
+    let forges = Forges::new(store.clone(), make_dir(&config.data_dir.join("repositories"))?);
     let tokens = Tokens::new(store.clone(), clock.clone());
     let files = config.files_dir.as_ref().unwrap_or(&config.data_dir);
     let logs = JobLogs::new(make_dir(&files.join("logs"))?);

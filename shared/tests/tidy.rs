@@ -13,7 +13,7 @@ const FUNCTION_LINES: usize = 70;
 const OPENING_LINES: usize = 10;
 
 /// Plain functions of values; a folder stands for every file in it.
-const DECIDERS: [&str; 23] = [
+const DECIDERS: [&str; 24] = [
     "shared/src/admission.rs",
     "shared/src/assignment.rs",
     "shared/src/attempt.rs",
@@ -37,6 +37,7 @@ const DECIDERS: [&str; 23] = [
     "agent-host/src/attempt/course.rs",
     "agent-host/src/attempt/scripts.rs",
     "agent-host/src/attempt/verdict.rs",
+    "agent-host/src/caches/rules.rs",
 ];
 /// What a decider does not know: waiting, clocks, chance, the machine, maps without order.
 const IMPURE: [&str; 14] = [

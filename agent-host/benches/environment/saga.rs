@@ -104,7 +104,7 @@ impl Saga {
     async fn bring_up(&self, plan: &Plan) -> anyhow::Result<()> {
         let devbox = self.devbox(plan);
         let image = devbox.prepare(&Pulls::default()).await?;
-        let command = StepCommand { script: SCRIPT.into(), mirror: None, network: true, keep_output: true };
+        let command = StepCommand { script: SCRIPT.into(), network: true, keep_output: true, ..StepCommand::default() };
         let name = devbox.make_step(&image, STEP, 1, command).await?;
         self.engine.start(&name, Some(&frame(&BTreeMap::new())?), false).await?;
         let mut output = self.engine.output(&name, None).await?;

@@ -180,6 +180,8 @@ pub struct CodeError {
 pub trait Code: Send + Sync + 'static {
     /// Returns a bare mirror on this host that has the base commit.
     async fn fetch(&self, assignment: &Assignment, login: Option<&GitLogin>) -> Result<PathBuf, CodeError>;
+    /// Returns git's names of what stands at these paths of the base commit; what is not there is left out.
+    async fn objects(&self, assignment: &Assignment, paths: &[String]) -> Result<BTreeMap<String, String>, CodeError>;
     /// Takes a bundle into the mirror, after checking it.
     async fn import(&self, assignment: &Assignment, bundle: &Path) -> Result<Imported, CodeError>;
     /// Pushes the commit as the attempt's branch, and nothing else.
@@ -201,6 +203,11 @@ impl Code for Mirrors {
     async fn fetch(&self, assignment: &Assignment, login: Option<&GitLogin>) -> Result<PathBuf, CodeError> {
         let repository = &assignment.repository;
         Ok(Mirrors::fetch(self, &repository.url, login, &repository.base_commit).await?)
+    }
+
+    async fn objects(&self, assignment: &Assignment, paths: &[String]) -> Result<BTreeMap<String, String>, CodeError> {
+        let repository = &assignment.repository;
+        Ok(Mirrors::objects(self, &repository.url, &repository.base_commit, paths).await?)
     }
 
     async fn import(&self, assignment: &Assignment, bundle: &Path) -> Result<Imported, CodeError> {

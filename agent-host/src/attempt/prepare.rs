@@ -33,7 +33,8 @@ impl Attempt {
         if outcome.is_err() {
             self.cut.store(true, Ordering::SeqCst);
         }
-        outcome
+        outcome?;
+        self.open_caches().await
     }
 
     async fn admit(&self) -> Result<(), Halt> {

@@ -16,7 +16,7 @@ use devfleet_shared::id::{Digest, HostId, hex};
 use sha2::Digest as _;
 
 use super::{Note, PrivateImages, Pulls, host_labels, reason_of};
-use crate::engine::{EngineError, ImageBuild, ImageFacts, Labels, SharedEngine, label};
+use crate::engine::{EngineError, ImageBuild, ImageFacts, SharedEngine, label};
 
 /// The name under which all our images stand.
 const REPOSITORY: &str = "devfleet/box";
@@ -219,15 +219,14 @@ impl Images {
     ) -> Result<ImageFacts, ImageError> {
         let files = check_files(request.recipe.files.clone()).await?;
         (request.note)(&format!("building the image on top of {}", request.base));
-        let ours = host_labels(&self.host);
-        let mut labels = ours.clone();
+        let mut labels = host_labels(&self.host);
         labels.insert(label::ROLE.into(), "image".into());
         labels.insert(label::IMAGE_KEY.into(), key.to_string());
         labels.insert(label::RECIPE.into(), request.recipe.digest.to_string());
         labels.insert(label::CREATED.into(), request.created.0.to_string());
         let build = ImageBuild {
             tag,
-            dockerfile: labelled(&request.recipe.dockerfile, &ours),
+            dockerfile: labelled(&request.recipe.dockerfile),
             arguments: BTreeMap::from([("DEVFLEET_USER".into(), user_of(base).into())]),
             files,
             labels,
@@ -265,14 +264,14 @@ fn user_of(image: &ImageFacts) -> &str {
     if image.user.is_empty() { "0" } else { &image.user }
 }
 
-/// Puts our labels behind every `FROM`: what an aborted build leaves behind is then found by them.
-fn labelled(dockerfile: &str, labels: &Labels) -> String {
-    let label: String = labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+/// Puts our label behind every `FROM`: what an aborted build leaves behind is then found by it. The same on every host, so
+/// that hosts on one engine share the layers; what names this host goes onto the finished image.
+fn labelled(dockerfile: &str) -> String {
     let mut text = String::new();
     for line in dockerfile.lines() {
         text.extend([line, "\n"]);
         if line.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case("from")) {
-            text.extend(["LABEL", &label, "\n"]);
+            text.extend(["LABEL ", label::APP, "=", label::APP_VALUE, "\n"]);
         }
     }
     text
@@ -335,10 +334,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_stand_behind_every_from() {
-        let labels = Labels::from([("a.b".into(), "c".into())]);
-        let text = labelled("FROM x AS one\nRUN from y\nfrom z\nUSER a", &labels);
-        assert_eq!(text, "FROM x AS one\nLABEL a.b=c\nRUN from y\nfrom z\nLABEL a.b=c\nUSER a\n");
+    fn a_label_without_a_host_stands_behind_every_from() {
+        let text = labelled("FROM x AS one\nRUN from y\nfrom z\nUSER a");
+        let label = "LABEL devfleet.app=devfleet\n";
+        assert_eq!(text, format!("FROM x AS one\n{label}RUN from y\nfrom z\n{label}USER a\n"));
     }
 
     #[test]

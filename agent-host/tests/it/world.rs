@@ -13,6 +13,7 @@ use devfleet_host::attempt::ports::{
     Claim, Code, CodeError, Controller, ControllerError, Grant, Leave, PublishRequest,
 };
 use devfleet_host::attempt::reports::{Board, Report};
+use devfleet_host::caches::Caches;
 use devfleet_host::engine::ImageFacts;
 use devfleet_host::engine::memory::{End, MemoryEngine, Piece, Script};
 use devfleet_host::environment::Images;
@@ -70,6 +71,10 @@ impl Code for MemoryCode {
         assert_eq!(login.map(|login| login.username.as_str()), Some("git"));
         self.answer("fetch", &self.fetches).await?;
         Ok("/mirrors/web.git".into())
+    }
+
+    async fn objects(&self, _: &Assignment, _: &[String]) -> Result<BTreeMap<String, String>, CodeError> {
+        Ok(BTreeMap::new())
     }
 
     async fn import(&self, _: &Assignment, bundle: &Path) -> Result<Imported, CodeError> {
@@ -194,6 +199,7 @@ impl World {
         let engine: devfleet_host::engine::SharedEngine = Arc::clone(&self.engine) as _;
         Arc::new(Surroundings {
             images: Images::new(Arc::clone(&engine), self.host.clone()),
+            caches: Caches::new(Arc::clone(&engine), self.host.clone(), self.dir.path(), 1 << 30),
             engine,
             host: self.host.clone(),
             clock: Clock::system(),

@@ -1,5 +1,6 @@
 //! The product as a whole, on real Docker: what people do, what goes wrong, and what must not happen.
 
+mod caches;
 mod cancel;
 mod claude;
 mod derived;
