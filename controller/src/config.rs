@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use devfleet_shared::units::Span;
 use serde::Deserialize;
 
+use crate::timers::Timers;
+
 /// The controller's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,6 +26,9 @@ pub struct Config {
     /// How old a connection may grow: then it is asked to end, and a new one shows its certificate anew.
     #[serde(default = "default_connection_age")]
     pub connection_age: Span,
+    /// How hosts prove that they are there, and when their jobs are given to others.
+    #[serde(default)]
+    pub timers: Timers,
 }
 
 /// A configuration that cannot be used.
@@ -52,7 +57,7 @@ pub enum ConfigError {
         /// The key.
         key: &'static str,
         /// What is wrong, and what to write.
-        problem: &'static str,
+        problem: String,
     },
 }
 
@@ -65,6 +70,7 @@ impl Config {
             names: default_names(),
             max_running: default_max_running(),
             connection_age: default_connection_age(),
+            timers: Timers::default(),
         }
     }
 
@@ -81,21 +87,21 @@ impl Config {
     /// Checks what types cannot say.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if !self.data_dir.is_absolute() {
-            return Err(ConfigError::Value { key: "data_dir", problem: "write an absolute path" });
+            return Err(ConfigError::Value { key: "data_dir", problem: "write an absolute path".into() });
         }
         if self.names.is_empty() || self.names.iter().any(|name| name.trim().is_empty()) {
-            return Err(ConfigError::Value { key: "names", problem: "write at least one host name or address" });
+            return Err(ConfigError::Value { key: "names", problem: "write at least one host name or address".into() });
         }
         if self.max_running == 0 {
             return Err(ConfigError::Value {
                 key: "max_running",
-                problem: "write 1 or more; with 0 no job would ever start",
+                problem: "write 1 or more; with 0 no job would ever start".into(),
             });
         }
         if self.connection_age.0.is_zero() {
-            return Err(ConfigError::Value { key: "connection_age", problem: "write a time such as 1h" });
+            return Err(ConfigError::Value { key: "connection_age", problem: "write a time such as 1h".into() });
         }
-        Ok(())
+        self.timers.validate().map_err(|problem| ConfigError::Value { key: "timers", problem })
     }
 }
 

@@ -24,6 +24,7 @@ pub mod scheduler;
 
 pub mod logs;
 pub mod sessions;
+pub mod timers;
 
 pub mod api;
 pub mod server;

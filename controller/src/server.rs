@@ -33,6 +33,7 @@ use crate::logs::JobLogs;
 use crate::publish::Publisher;
 use crate::reconcile::{Reconciler, Waiting};
 use crate::sessions::Sessions;
+use crate::sessions::prover::Prover;
 use crate::sessions::stream::SessionParts;
 use crate::store::embedded::Embedded;
 use crate::store::records::RecordError;
@@ -140,6 +141,8 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     let logs = JobLogs::new(dir("logs")?);
     let artifacts = open_artifacts(&dir("artifacts")?)?;
     let (waiting, waits) = watch::channel(Waiting::new());
+    let incarnation = devfleet_shared::id::hex(&rand::random::<[u8; 8]>());
+    let (prove, prover) = Prover::new(store.clone(), incarnation, config.timers.host_lease.0);
 
     let reconciler = Reconciler {
         view: view.clone(),
@@ -172,7 +175,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         clock,
     };
     let session_service = SessionService {
-        parts: SessionParts { view: view.clone(), jobs, sessions, logs: logs.clone() },
+        parts: SessionParts { view: view.clone(), jobs, sessions, logs: logs.clone(), prover, timers: config.timers },
         forges,
         logs,
         artifacts,
@@ -191,6 +194,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names, store: store.clone() };
     tasks.spawn(upkeep.run(shutdown.clone()));
     tasks.spawn(view.clone().follow(store, shutdown.clone()));
+    tasks.spawn(prove.run(shutdown.clone()));
     tasks.spawn(reconciler.run(shutdown.clone()));
     tasks.spawn(services.serve(tls.incoming(listener), shutdown.clone())?);
     info!(%address, "controller is ready");

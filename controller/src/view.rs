@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::project::ProjectRecord;
+use crate::store::records::live::{LIVE, Live};
 use crate::store::records::{HostRecord, JobSpec, JobState, Owner, PREFIX, RecordError, decode};
 use crate::store::{Entry, Revision, SharedStore, StoreError, WatchEvent};
 
@@ -44,6 +45,8 @@ pub struct Records {
     pub projects: BTreeMap<ProjectName, Arc<ProjectRecord>>,
     /// The hosts that joined.
     pub hosts: BTreeMap<HostId, Arc<HostRecord>>,
+    /// The sessions that hosts have, on any controller.
+    pub live: BTreeMap<HostId, Live>,
 }
 
 impl Records {
@@ -91,6 +94,11 @@ impl Records {
                     self.projects.insert(name, Arc::new(decode(&entry.key, &entry.value)?));
                 }
             }
+            ["live", id] => {
+                if let Ok(id) = id.parse() {
+                    self.live.insert(id, decode(&entry.key, &entry.value)?);
+                }
+            }
             ["hosts", id] => {
                 if let Ok(id) = id.parse() {
                     self.hosts.insert(id, Arc::new(decode(&entry.key, &entry.value)?));
@@ -108,6 +116,7 @@ impl Records {
             ["jobs", id, "state"] => drop(id.parse().map(|id: JobId| self.states.remove(&id))),
             ["owners", id] => drop(id.parse().map(|id: JobId| self.owners.remove(&id))),
             ["projects", name] => drop(name.parse().map(|name: ProjectName| self.projects.remove(&name))),
+            ["live", id] => drop(id.parse().map(|id: HostId| self.live.remove(&id))),
             ["hosts", id] => drop(id.parse().map(|id: HostId| self.hosts.remove(&id))),
             _ => {}
         }
@@ -119,13 +128,19 @@ impl Records {
 pub struct View {
     records: RwLock<Records>,
     revision: watch::Sender<Revision>,
+    /// Beside it: heartbeats move it on too, and must not wake everybody.
+    seen: watch::Sender<Revision>,
 }
 
 impl View {
     /// Reads the store once; [`View::follow`] keeps the result current.
     pub async fn open(store: &SharedStore) -> Result<Arc<View>, RecordError> {
         let (records, revision) = read_all(store).await?;
-        Ok(Arc::new(View { records: RwLock::new(records), revision: watch::Sender::new(revision) }))
+        Ok(Arc::new(View {
+            records: RwLock::new(records),
+            revision: watch::Sender::new(revision),
+            seen: watch::Sender::new(revision),
+        }))
     }
 
     /// Returns the records. The guard is short-lived: never hold it across an `await`.
@@ -149,6 +164,12 @@ impl View {
             // The sender lives as long as `self`, so this cannot fail.
             drop(changed.changed().await);
         }
+    }
+
+    /// Waits until everything up to this revision has been seen.
+    pub async fn reached(&self, revision: Revision) {
+        // The sender lives as long as `self`, so this cannot fail.
+        drop(self.seen.subscribe().wait_for(|seen| *seen >= revision).await);
     }
 
     /// Follows the store until the shutdown. A broken watch is re-opened from the last revision, a compacted one is
@@ -202,11 +223,18 @@ impl View {
             }
         };
         drop(records);
-        self.revision.send_replace(revision);
+        self.seen.send_replace(revision);
+        let heartbeat =
+            matches!(event, WatchEvent::Put(entry) if entry.key.starts_with(LIVE) && entry.created != entry.modified);
+        self.revision.send_if_modified(|newest| {
+            *newest = revision;
+            !heartbeat
+        });
     }
 
     fn replace(&self, records: Records, revision: Revision) {
         *self.records.write().unwrap_or_else(std::sync::PoisonError::into_inner) = records;
+        self.seen.send_replace(revision);
         self.revision.send_replace(revision);
     }
 }

@@ -26,6 +26,7 @@ const DECIDERS: [&str; 16] = [
     "controller/src/environment/",
     "controller/src/retries.rs",
     "controller/src/scheduler.rs",
+    "controller/src/timers.rs",
     "agent-host/src/assignments.rs",
     "agent-host/src/attempt/course.rs",
     "agent-host/src/attempt/scripts.rs",

@@ -142,6 +142,7 @@ impl Line {
             heartbeat_seconds: 1,
             controller_version,
             assignments: Some(assignments),
+            ..v1::Welcome::default()
         }))
         .await;
     }

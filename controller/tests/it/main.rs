@@ -6,6 +6,7 @@ mod e2e;
 mod forge_contract;
 mod identity;
 mod logs;
+mod proving;
 mod store_contract;
 mod store_crash;
 mod support;
