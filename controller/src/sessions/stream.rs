@@ -371,3 +371,6 @@ fn removed() -> tonic::Status {
         "this host is not part of the fleet any more; join again with a new token",
     )
 }
+
+#[cfg(test)]
+mod tests;

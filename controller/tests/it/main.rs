@@ -5,6 +5,7 @@ mod derivation;
 mod e2e;
 mod forge_contract;
 mod identity;
+mod jobs;
 mod logs;
 mod proving;
 mod store_contract;

@@ -1,0 +1,227 @@
+//! What changes jobs, over the real embedded store: one owner at a time, and nothing that an older owner says counts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use devfleet_controller::forge::Base;
+use devfleet_controller::jobs::{Claim, JobError, Jobs, Report};
+use devfleet_controller::store::embedded::Embedded;
+use devfleet_controller::store::records::{JobSpec, Proposal, PublishRecord, Verification, key};
+use devfleet_controller::store::{Change, SharedStore, Transaction};
+use devfleet_shared::assignment::{AgentKind, AgentSpec, Limits};
+use devfleet_shared::attempt::{AttemptResult, Failure, FailureReason, Phase, Step};
+use devfleet_shared::clock::{Clock, Timestamp};
+use devfleet_shared::environment::{EnvironmentSpec, Recipe};
+use devfleet_shared::id::{AttemptId, Digest, Fence, HostId, JobId};
+use devfleet_shared::job::{JobEvent, JobPhase, Outcome};
+
+const START: Timestamp = Timestamp(1_800_000_000_000);
+
+/// Jobs over a store of their own.
+pub(crate) struct Bench {
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) store: SharedStore,
+    _directory: tempfile::TempDir,
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::tempdir().expect("dir");
+        let clock = Clock::fixed(START);
+        let store: SharedStore = Embedded::open(&directory.path().join("store"), clock.clone()).expect("store");
+        Self { jobs: Jobs::new(store.clone(), clock), store, _directory: directory }
+    }
+
+    async fn submitted(&self) -> JobId {
+        let spec = spec();
+        let key = Digest::of(spec.id.as_str().as_bytes());
+        let (id, new) = self.jobs.submit(&spec, &key, &key).await.expect("submitted");
+        assert!(new);
+        id
+    }
+
+    /// A job that waits for a host.
+    pub(crate) async fn queued(&self) -> JobId {
+        let id = self.submitted().await;
+        self.jobs.event(&id, JobEvent::TriagePassed, |_| {}).await.expect("planning");
+        self.jobs.propose(&id, &proposal(), Some("automatic")).await.expect("queued");
+        id
+    }
+
+    /// Gives a job to a host, and returns what that host claims from then on.
+    pub(crate) async fn assigned(&self, job: &JobId) -> Claim {
+        let (host, attempt) = (HostId::random(), AttemptId::random());
+        let revision = self.jobs.assign(job, &host, attempt.clone()).await.expect("assigned").expect("it was queued");
+        Claim { host, job: job.clone(), attempt, fence: Fence(revision) }
+    }
+
+    async fn phase(&self, job: &JobId) -> JobPhase {
+        let entry = self.store.get(&key::state(job)).await.expect("read").expect("a state");
+        let state: serde_json::Value = serde_json::from_slice(&entry.value).expect("JSON");
+        serde_json::from_value(state["phase"].clone()).expect("a phase")
+    }
+}
+
+fn spec() -> JobSpec {
+    JobSpec {
+        id: JobId::random(),
+        project: "app".parse().expect("a name"),
+        title: "mend it".into(),
+        task: "mend it".into(),
+        plan: String::new(),
+        agent: "fix".parse().expect("a name"),
+        base: None,
+        hold: Duration::ZERO,
+        issue: None,
+        submitted_by: "ada".into(),
+        submitted: START,
+    }
+}
+
+fn proposal() -> Proposal {
+    let agent = AgentSpec {
+        name: "fix".parse().expect("a name"),
+        kind: AgentKind::Script,
+        command: "true".into(),
+        variables: BTreeMap::new(),
+        secrets: Vec::new(),
+    };
+    let recipe = Recipe {
+        dockerfile: "FROM scratch\n".into(),
+        files: Vec::new(),
+        platform: String::new(),
+        digest: Digest::of(b"recipe"),
+    };
+    Proposal {
+        digest: Digest::of(b"proposal"),
+        task: "mend it".into(),
+        plan: String::new(),
+        environment: EnvironmentSpec::default(),
+        recipe,
+        base: Base { branch: "main".into(), commit: "0".repeat(40) },
+        repository: "https://git.example.com/app.git".into(),
+        agent,
+        limits: Limits::default(),
+        ci_job: "test".into(),
+        report: Vec::new(),
+        alternatives: Vec::new(),
+        dropped: Vec::new(),
+        notes: Vec::new(),
+        confidence: 1.0,
+    }
+}
+
+fn publication(claim: &Claim) -> PublishRecord {
+    PublishRecord {
+        attempt: claim.attempt.clone(),
+        branch: "devfleet/x".into(),
+        commit: "c0ffee".into(),
+        push: true,
+        verification: Verification::default(),
+    }
+}
+
+fn succeeded() -> Phase {
+    Phase::Stopping(AttemptResult::Succeeded { commit: "c0ffee".into(), verified: true })
+}
+
+/// Claims that are each wrong in one point.
+fn forged(claim: &Claim) -> Vec<Claim> {
+    vec![
+        Claim { fence: Fence(claim.fence.0 - 1), ..claim.clone() },
+        Claim { fence: Fence(claim.fence.0 + 1), ..claim.clone() },
+        Claim { host: HostId::random(), ..claim.clone() },
+        Claim { attempt: AttemptId::random(), ..claim.clone() },
+    ]
+}
+
+#[tokio::test]
+async fn only_the_owner_under_its_fence_moves_a_job() {
+    let bench = Bench::new();
+    let job = bench.queued().await;
+    let claim = bench.assigned(&job).await;
+    for wrong in forged(&claim) {
+        let said = bench.jobs.report(&wrong, &succeeded(), None, 1).await.expect("an answer");
+        assert_eq!(said, Report::Superseded, "{wrong:?}");
+        let leave = bench.jobs.authorize_publish(&wrong, &publication(&wrong)).await.expect("an answer");
+        assert!(leave.expect_err("refused").contains("another attempt"), "{wrong:?}");
+        assert!(bench.jobs.owned(&wrong).await.expect("an answer").is_none());
+    }
+    assert_eq!(bench.phase(&job).await, JobPhase::Running);
+    assert!(bench.jobs.publish_record(&job).await.expect("an answer").is_none());
+    assert_eq!(bench.jobs.authorize_publish(&claim, &publication(&claim)).await.expect("an answer"), Ok(()));
+    assert_eq!(bench.jobs.report(&claim, &succeeded(), None, 1).await.expect("an answer"), Report::Applied);
+    assert_eq!(bench.phase(&job).await, JobPhase::Publishing);
+}
+
+#[tokio::test]
+async fn what_an_earlier_attempt_says_after_the_next_has_begun_changes_nothing() {
+    let bench = Bench::new();
+    let job = bench.queued().await;
+    let first = bench.assigned(&job).await;
+    let failure = Failure { reason: FailureReason::Engine, message: "the engine is gone".into() };
+    let ended = Phase::Ended(AttemptResult::Failed(failure));
+    assert_eq!(bench.jobs.report(&first, &ended, None, 3).await.expect("an answer"), Report::Applied);
+    assert_eq!(bench.phase(&job).await, JobPhase::Queued);
+    let second = bench.assigned(&job).await;
+    assert!(second.fence > first.fence, "a fence only grows");
+    let late = bench.jobs.report(&first, &succeeded(), None, 3).await.expect("an answer");
+    assert_eq!(late, Report::Superseded);
+    let leave = bench.jobs.authorize_publish(&first, &publication(&first)).await.expect("an answer");
+    assert!(leave.is_err());
+    let running = bench.jobs.report(&second, &Phase::Running(Step::Agent), None, 3).await.expect("an answer");
+    assert_eq!((running, bench.phase(&job).await), (Report::Applied, JobPhase::Running));
+}
+
+#[tokio::test]
+async fn of_many_who_assign_one_job_at_once_one_does() {
+    let bench = Bench::new();
+    let job = bench.queued().await;
+    let mut racers = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (jobs, job) = (bench.jobs.clone(), job.clone());
+        racers
+            .spawn(async move { jobs.assign(&job, &HostId::random(), AttemptId::random()).await.expect("an answer") });
+    }
+    assert_eq!(racers.join_all().await.into_iter().flatten().count(), 1);
+}
+
+#[tokio::test]
+async fn a_cancelled_job_gets_no_leave_to_publish_and_ends_cancelled() {
+    let bench = Bench::new();
+    let job = bench.queued().await;
+    let claim = bench.assigned(&job).await;
+    bench.jobs.cancel(&job, "ada").await.expect("cancelled");
+    let leave = bench.jobs.authorize_publish(&claim, &publication(&claim)).await.expect("an answer");
+    assert!(leave.expect_err("refused").contains("cancelled by ada"));
+    bench.jobs.report(&claim, &succeeded(), None, 1).await.expect("an answer");
+    assert_eq!(bench.phase(&job).await, JobPhase::Ended(Outcome::Cancelled));
+}
+
+#[tokio::test]
+async fn an_owner_that_is_gone_owns_nothing() {
+    let bench = Bench::new();
+    let job = bench.queued().await;
+    let claim = bench.assigned(&job).await;
+    let then = vec![Change::Delete(key::owner(&job))];
+    bench.store.commit(Transaction { when: Vec::new(), then }).await.expect("deleted");
+    assert_eq!(bench.jobs.report(&claim, &succeeded(), None, 1).await.expect("an answer"), Report::Superseded);
+    assert_eq!(bench.phase(&job).await, JobPhase::Running);
+}
+
+#[tokio::test]
+async fn one_idempotency_key_makes_one_job_whoever_races() {
+    let bench = Bench::new();
+    let (key, content) = (Digest::of(b"key"), Digest::of(b"content"));
+    let mut racers = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (jobs, key, content) = (bench.jobs.clone(), key.clone(), content.clone());
+        racers.spawn(async move { jobs.submit(&spec(), &key, &content).await.expect("an answer") });
+    }
+    let answers = racers.join_all().await;
+    assert_eq!(answers.iter().filter(|(_, new)| *new).count(), 1);
+    assert!(answers.iter().all(|(id, _)| *id == answers[0].0));
+    let other = bench.jobs.submit(&spec(), &key, &Digest::of(b"other")).await.expect_err("another content");
+    assert!(matches!(other, JobError::KeyReused(id) if id == answers[0].0));
+}
