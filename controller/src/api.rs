@@ -88,6 +88,7 @@ fn job_status(error: &JobError) -> Status {
         JobError::KeyReused(_) => (Code::AlreadyExists, "IDEMPOTENCY_KEY_REUSED"),
         JobError::Refused(_) => (Code::Aborted, "JOB_MOVED"),
         JobError::Record(error) => return record_status(error),
+        JobError::TermOver(_) => (Code::Unavailable, "TERM_OVER"),
     };
     refusal(code, reason, Chain(error).to_string())
 }

@@ -18,6 +18,7 @@ pub mod render;
 pub mod shape;
 
 mod approval;
+mod derive;
 mod doctor;
 mod environments;
 mod hosts;

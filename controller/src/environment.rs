@@ -10,8 +10,10 @@
 mod caches;
 mod commands;
 mod compose;
+mod fallback;
 mod images;
 mod job;
+mod language;
 mod merged;
 mod purpose;
 mod recipe;
@@ -24,13 +26,52 @@ mod yaml;
 
 use std::collections::BTreeMap;
 
-use devfleet_shared::environment::{EnvironmentSpec, RecipeFile};
+use devfleet_shared::environment::{EnvironmentSpec, RecipeFile, ServiceSpec};
 use serde::{Deserialize, Serialize};
 
+pub use caches::kind as cache_kind;
 pub use compose::compose;
 pub use recipe::recipe;
 
 use crate::forge::CiConfig;
+
+/// The files of a repository that refine a derivation: version pins, lock files, and what says how it is built and tested.
+pub const REPOSITORY_FILES: [&str; 34] = [
+    ".devcontainer.json",
+    ".devcontainer/devcontainer.json",
+    ".go-version",
+    ".java-version",
+    ".node-version",
+    ".nvmrc",
+    ".php-version",
+    ".python-version",
+    ".ruby-version",
+    ".tool-versions",
+    "Cargo.lock",
+    "Dockerfile",
+    "Gemfile.lock",
+    "Makefile",
+    "Pipfile.lock",
+    "build.gradle",
+    "build.gradle.kts",
+    "composer.json",
+    "composer.lock",
+    "go.mod",
+    "go.sum",
+    "gradle/wrapper/gradle-wrapper.properties",
+    "mix.lock",
+    "package-lock.json",
+    "package.json",
+    "pnpm-lock.yaml",
+    "poetry.lock",
+    "pom.xml",
+    "pyproject.toml",
+    "requirements.txt",
+    "rust-toolchain",
+    "rust-toolchain.toml",
+    "uv.lock",
+    "yarn.lock",
+];
 
 /// What the derivation has to know beside the CI configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -79,6 +120,48 @@ pub struct Derivation {
     pub notes: Vec<String>,
     /// 0 to 1: how likely a person would have chosen the same.
     pub confidence: f64,
+    /// How sure the choice is.
+    #[serde(default)]
+    pub verdict: Verdict,
+    /// The image that CI names, variables put in. The environment's own is another one where this one is gone.
+    #[serde(default)]
+    pub written_image: String,
+    /// What the project is written in, by the image, the packages and the commands.
+    #[serde(default)]
+    pub language: Option<String>,
+    /// The language's version, as far as the image, the packages or the repository's pins say it.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// Services that only other test jobs have.
+    #[serde(default)]
+    pub optional_services: Vec<ServiceSpec>,
+}
+
+/// How an environment was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The CI configuration says it.
+    #[default]
+    Derived,
+    /// The CI configuration says several things with equal right; one was taken, and the notes name the others.
+    Ambiguous,
+    /// The CI configuration does not say it; it was guessed from commands and from the repository's own files.
+    Fallback,
+    /// GitLab would refuse the CI configuration; what could be read of it was taken.
+    Invalid,
+}
+
+impl Verdict {
+    /// The name, as programs read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Verdict::Derived => "derived",
+            Verdict::Ambiguous => "ambiguous",
+            Verdict::Fallback => "fallback",
+            Verdict::Invalid => "invalid",
+        }
+    }
 }
 
 /// A job that was not chosen.

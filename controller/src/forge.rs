@@ -3,6 +3,7 @@
 //! One [`Forge`] per project, made from its configuration. Verbs are safe to repeat: a merge request that is already
 //! there is returned, not made twice.
 
+pub mod folder;
 pub mod git;
 pub mod gitlab;
 mod includes;

@@ -17,10 +17,11 @@ use devfleet_shared::id::Digest;
 use devfleet_shared::job::{JobEvent, JobPhase};
 use tracing::{info, warn};
 
-use crate::environment::{self, Context, Derivation};
+use crate::environment::{self, Context, Derivation, Verdict};
 use crate::forge::{Base, ForgeError, SharedForge};
 use crate::forges::{Forges, OpenForgeError};
-use crate::jobs::{JobError, Jobs};
+use crate::jobs::{JobError, Jobs, Setback};
+use crate::leader::Term;
 use crate::project::{Approval, ForgeConfig, ProjectConfig};
 use crate::store::records::{JobSpec, Proposal};
 use crate::view::JobRecords;
@@ -28,23 +29,6 @@ use crate::view::JobRecords;
 /// How often a forge that does not answer is asked before the job ends: about an hour, by the pace below.
 const FORGE_TRIES: u32 = 20;
 const FORGE_PACE: Backoff = Backoff { first: Duration::from_secs(1), ceiling: Duration::from_secs(300) };
-
-/// Files that pin versions or list commands, read from the repository where they exist.
-const REPOSITORY_FILES: [&str; 13] = [
-    ".ruby-version",
-    ".python-version",
-    ".node-version",
-    ".nvmrc",
-    ".java-version",
-    ".php-version",
-    ".go-version",
-    ".tool-versions",
-    "go.mod",
-    "rust-toolchain",
-    "rust-toolchain.toml",
-    "pyproject.toml",
-    "package.json",
-];
 
 /// Why a job did not pass.
 #[derive(Debug, thiserror::Error)]
@@ -72,20 +56,22 @@ pub struct Gates {
 
 impl Gates {
     /// Brings a job in `Submitted` or `Planning` as far as it gets. Safe to repeat.
-    pub async fn pass(&self, job: &JobRecords, project: Option<&ProjectConfig>) -> Result<(), JobError> {
+    pub async fn pass(&self, term: &Term, job: &JobRecords, project: Option<&ProjectConfig>) -> Result<(), JobError> {
         let id = &job.spec.id;
         if job.state.phase == JobPhase::Submitted {
-            self.jobs.event(id, JobEvent::TriagePassed, |_| ()).await?;
+            self.jobs.event(term, id, JobEvent::TriagePassed, |_| ()).await?;
         }
         let Some(project) = project else {
             let message = format!("project {} was removed", job.spec.project);
-            return self.fail(job, FailureReason::Derivation, message).await;
+            return self.fail(term, job, FailureReason::Derivation, message).await;
         };
         match self.propose(&job.spec, project).await {
-            Ok(proposal) => {
-                let auto = (project.approval == Approval::Auto).then_some("the project's policy (approval = auto)");
+            Ok((proposal, verdict)) => {
+                // A guess is for a person to look at, whatever the policy says.
+                let allowed = project.approval == Approval::Auto && verdict != Verdict::Fallback;
+                let auto = allowed.then_some("the project's policy (approval = auto)");
                 info!(job = %id, digest = %proposal.digest, "proposal written");
-                self.jobs.propose(id, &proposal, auto).await
+                self.jobs.propose(term, id, &proposal, auto).await
             }
             Err(GateError::Forge(error)) if error.is_retryable() && job.state.tries < FORGE_TRIES => {
                 let asked = match &error {
@@ -95,7 +81,8 @@ impl Gates {
                 let pause = FORGE_PACE.pause(job.state.tries + 1, Backoff::jitter()).max(asked.unwrap_or_default());
                 warn!(job = %id, error = %Chain(&error), "the forge does not answer, trying later");
                 let trouble = Chain(&error).to_string();
-                self.jobs.try_later(id, &JobPhase::Planning, &trouble, pause).await
+                let setback = Setback { in_phase: &JobPhase::Planning, trouble: &trouble, pause };
+                self.jobs.try_later(term, id, setback).await
             }
             Err(error) => {
                 let reason = match error {
@@ -105,17 +92,23 @@ impl Gates {
                     GateError::Encode(_) => FailureReason::Internal,
                 };
                 let message = Chain(&error).to_string();
-                self.fail(job, reason, message).await
+                self.fail(term, job, reason, message).await
             }
         }
     }
 
-    async fn fail(&self, job: &JobRecords, reason: FailureReason, message: String) -> Result<(), JobError> {
+    async fn fail(
+        &self,
+        term: &Term,
+        job: &JobRecords,
+        reason: FailureReason,
+        message: String,
+    ) -> Result<(), JobError> {
         info!(job = %job.spec.id, reason = reason.name(), "the job did not pass its gates");
-        self.jobs.event(&job.spec.id, JobEvent::GateFailed(Failure { reason, message }), |_| ()).await.map(drop)
+        self.jobs.event(term, &job.spec.id, JobEvent::GateFailed(Failure { reason, message }), |_| ()).await.map(drop)
     }
 
-    async fn propose(&self, spec: &JobSpec, project: &ProjectConfig) -> Result<Proposal, GateError> {
+    async fn propose(&self, spec: &JobSpec, project: &ProjectConfig) -> Result<(Proposal, Verdict), GateError> {
         let forge = self.forges.of(project).await?;
         let base = forge.base(spec.base.as_deref().or(project.default_branch.as_deref())).await?;
         let config = forge.ci_config(&base.commit).await?;
@@ -124,7 +117,7 @@ impl Gates {
         let derived = environment::derive(&config, &context)?;
         let (agent, needs) = agents::prepare(&spec.agent, project).await?;
         let recipe = environment::recipe(&derived.environment, &derived.packages, &needs);
-        let Derivation { environment, ci_job, alternatives, dropped, report, notes, confidence, .. } = derived;
+        let Derivation { environment, ci_job, alternatives, dropped, report, notes, confidence, verdict, .. } = derived;
         let mut proposal = Proposal {
             digest: Digest::of(b""),
             task: spec.task.clone(),
@@ -143,7 +136,7 @@ impl Gates {
             confidence,
         };
         proposal.digest = proposal.digest_of()?;
-        Ok(proposal)
+        Ok((proposal, verdict))
     }
 }
 
@@ -164,7 +157,7 @@ fn context(project: &ProjectConfig, base: &Base, repository_files: BTreeMap<Stri
 
 /// Reads what exists of the files that pin versions. A file that cannot be read is left out: it only refines.
 async fn read_files(forge: &SharedForge, commit: &str) -> BTreeMap<String, String> {
-    let reads = REPOSITORY_FILES.map(|path| async move {
+    let reads = environment::REPOSITORY_FILES.map(|path| async move {
         let content = forge.read_file(commit, path).await.ok().flatten()?;
         Some((path.to_owned(), String::from_utf8(content).ok()?))
     });

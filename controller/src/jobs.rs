@@ -3,19 +3,23 @@
 //! Callers are the API (people), sessions (hosts), and the reconcile loop. A change that lost its race is made anew on
 //! what stands now, so each is written as a function of the state.
 
+mod observing;
+mod reclaiming;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use devfleet_shared::attempt::{AttemptResult, Phase};
+use devfleet_shared::attempt::Phase;
 use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::id::{AttemptId, Digest, Fence, HostId, JobId};
 use devfleet_shared::job::{JobEvent, JobPhase, Refused};
 
-use crate::retries;
+use crate::leader::Term;
 use crate::store::records::{
     AttemptRecord, Idempotency, JobSpec, JobState, Owner, Proposal, PublishRecord, RecordError, decode, key, put,
 };
 use crate::store::{Change, Commit, Compare, Entry, Revision, SharedStore, StoreError, Transaction};
+use observing::{Observed, apply_report};
 
 /// How long a used idempotency key is remembered.
 const IDEMPOTENCY_TIME: Duration = Duration::from_secs(24 * 3600);
@@ -51,6 +55,9 @@ pub enum JobError {
     /// The key was used for something else.
     #[error("submit: the idempotency key was used for another job ({0}); use a new key for a new job")]
     KeyReused(JobId),
+    /// The term under which it was to be changed is over; whoever leads now goes on.
+    #[error("move job {0}: this controller no longer leads")]
+    TermOver(JobId),
     /// The life cycle does not allow it: a defect.
     #[error("move the job")]
     Refused(#[from] Refused),
@@ -87,6 +94,17 @@ pub struct Claim {
     pub fence: Fence,
 }
 
+/// A step that failed and is tried again.
+#[derive(Debug, Clone, Copy)]
+pub struct Setback<'a> {
+    /// The phase of the step; a job that has left it is not touched.
+    pub in_phase: &'a JobPhase,
+    /// What went wrong, for people.
+    pub trouble: &'a str,
+    /// The least time until the next try.
+    pub pause: Duration,
+}
+
 /// Changes jobs.
 #[derive(Clone)]
 pub struct Jobs {
@@ -94,17 +112,17 @@ pub struct Jobs {
     clock: Clock,
 }
 
-/// What a host saw of its attempt.
-#[derive(Clone, Copy)]
-struct Observed<'a> {
-    phase: &'a Phase,
-    held_until: Option<Timestamp>,
-}
-
 /// A job's state as it was read, with its revision.
 struct Seen {
     state: JobState,
     revision: Revision,
+}
+
+impl Seen {
+    /// Checks that a refused write was refused because the job moved: if it did not, the term is over.
+    fn moved_since(&self, refused: Option<Revision>, job: &JobId) -> Result<(), JobError> {
+        if refused == Some(self.revision) { Err(JobError::TermOver(job.clone())) } else { Ok(()) }
+    }
 }
 
 impl Jobs {
@@ -201,11 +219,12 @@ impl Jobs {
     /// Applies an event of the gates or of publishing.
     pub async fn event(
         &self,
+        term: &Term,
         job: &JobId,
         event: JobEvent,
         also: impl Fn(&mut JobState),
     ) -> Result<JobState, JobError> {
-        self.change(job, |state, now| {
+        self.change_under(Some(term), job, |state, now| {
             also(state);
             step(state, event.clone(), now)
         })
@@ -213,18 +232,12 @@ impl Jobs {
     }
 
     /// Notes that the step under way failed and is tried again later.
-    pub async fn try_later(
-        &self,
-        job: &JobId,
-        in_phase: &JobPhase,
-        trouble: &str,
-        pause: Duration,
-    ) -> Result<(), JobError> {
-        self.change(job, |state, now| {
-            if state.phase == *in_phase {
+    pub async fn try_later(&self, term: &Term, job: &JobId, setback: Setback<'_>) -> Result<(), JobError> {
+        self.change_under(Some(term), job, |state, now| {
+            if state.phase == *setback.in_phase {
                 state.tries += 1;
-                state.trouble = Some(trouble.to_owned());
-                state.not_before = now.after(pause);
+                state.trouble = Some(setback.trouble.to_owned());
+                state.not_before = now.after(setback.pause);
             }
             Ok(())
         })
@@ -233,9 +246,18 @@ impl Jobs {
     }
 
     /// Stores a proposal and moves the job on. The proposal and the move are one transaction.
-    pub async fn propose(&self, job: &JobId, proposal: &Proposal, auto: Option<&str>) -> Result<(), JobError> {
+    pub async fn propose(
+        &self,
+        term: &Term,
+        job: &JobId,
+        proposal: &Proposal,
+        auto: Option<&str>,
+    ) -> Result<(), JobError> {
+        let mut refused = None;
         loop {
             let mut seen = self.seen(job).await?;
+            seen.moved_since(refused, job)?;
+            let read = seen.revision;
             seen.state.proposal = Some(proposal.digest.clone());
             seen.state.base = Some(proposal.base.clone());
             seen.state.resources = proposal.limits.resources;
@@ -243,12 +265,13 @@ impl Jobs {
             let event = if auto.is_some() { JobEvent::ProposedAndApproved } else { JobEvent::Proposed };
             step(&mut seen.state, event, self.clock.now())?;
             let transaction = Transaction {
-                when: vec![Compare::Modified(key::state(job), seen.revision)],
+                when: vec![Compare::Modified(key::state(job), read), term.compare()],
                 then: vec![put(key::proposal(job), proposal)?, put(key::state(job), &seen.state)?],
             };
             if let Commit::Done(_) = self.store.commit(transaction).await? {
                 return Ok(());
             }
+            refused = Some(read);
         }
     }
 
@@ -258,8 +281,14 @@ impl Jobs {
         Ok(self.store.get(&key).await?.map(|entry| decode(&key, &entry.value)).transpose()?)
     }
 
-    /// Gives a queued job to a host, as a new attempt. `None`: the job moved meanwhile, look again.
-    pub async fn assign(&self, job: &JobId, host: &HostId, attempt: AttemptId) -> Result<Option<Revision>, JobError> {
+    /// Gives a queued job to a host, as a new attempt. `None`: the job moved meanwhile or the term is over, look again.
+    pub async fn assign(
+        &self,
+        term: &Term,
+        job: &JobId,
+        host: &HostId,
+        attempt: AttemptId,
+    ) -> Result<Option<Revision>, JobError> {
         let mut seen = self.seen(job).await?;
         if seen.state.phase != JobPhase::Queued {
             return Ok(None);
@@ -277,7 +306,11 @@ impl Jobs {
         step(&mut seen.state, JobEvent::Assigned, now)?;
         let owner = self.store.get(&key::owner(job)).await?.map_or(0, |entry| entry.modified);
         let transaction = Transaction {
-            when: vec![Compare::Modified(key::state(job), seen.revision), Compare::Modified(key::owner(job), owner)],
+            when: vec![
+                Compare::Modified(key::state(job), seen.revision),
+                Compare::Modified(key::owner(job), owner),
+                term.compare(),
+            ],
             then: vec![
                 put(key::owner(job), &Owner { host: host.clone(), attempt })?,
                 put(key::state(job), &seen.state)?,
@@ -374,20 +407,31 @@ impl Jobs {
         job: &JobId,
         change: impl Fn(&mut JobState, Timestamp) -> Result<(), JobError>,
     ) -> Result<JobState, JobError> {
+        self.change_under(None, job, change).await
+    }
+
+    async fn change_under(
+        &self,
+        term: Option<&Term>,
+        job: &JobId,
+        change: impl Fn(&mut JobState, Timestamp) -> Result<(), JobError>,
+    ) -> Result<JobState, JobError> {
+        let mut refused = None;
         loop {
             let mut seen = self.seen(job).await?;
+            seen.moved_since(refused, job)?;
             let before = seen.state.clone();
             change(&mut seen.state, self.clock.now())?;
             if seen.state == before {
                 return Ok(before);
             }
-            let transaction = Transaction {
-                when: vec![Compare::Modified(key::state(job), seen.revision)],
-                then: vec![put(key::state(job), &seen.state)?],
-            };
-            if let Commit::Done(_) = self.store.commit(transaction).await? {
+            let mut when = vec![Compare::Modified(key::state(job), seen.revision)];
+            when.extend(term.map(Term::compare));
+            let then = vec![put(key::state(job), &seen.state)?];
+            if let Commit::Done(_) = self.store.commit(Transaction { when, then }).await? {
                 return Ok(seen.state);
             }
+            refused = Some(seen.revision);
         }
     }
 
@@ -415,47 +459,9 @@ fn wrong_phase(action: &'static str, job: &JobId, state: &JobState, hint: &'stat
     JobError::WrongPhase { action, job: job.clone(), phase: state.phase.name(), hint }
 }
 
-/// Folds a report into the job's state: phases only rise, and the first result decides about the job.
-fn apply_report(
-    state: &mut JobState,
-    claim: &Claim,
-    Observed { phase, held_until }: Observed<'_>,
-    max_attempts: u32,
-    now: Timestamp,
-) -> Result<(), JobError> {
-    let made = state.attempts.len() as u32;
-    let cancelled = state.cancelled_by.is_some();
-    let Some(attempt) = state.attempts.iter_mut().find(|attempt| attempt.id == claim.attempt) else { return Ok(()) };
-    if phase.rank() < attempt.phase.rank() {
-        return Ok(());
-    }
-    attempt.held_until = held_until;
-    if matches!(phase, Phase::Ended(_)) && held_until.is_none() {
-        attempt.ended.get_or_insert(now);
-    }
-    if phase.rank() == attempt.phase.rank() {
-        return Ok(());
-    }
-    attempt.phase = phase.clone();
-    let Some(result) = phase.result().filter(|_| state.phase == JobPhase::Running) else { return Ok(()) };
-    let result = if cancelled { AttemptResult::Cancelled } else { result.clone() };
-    let pause = retries::retry(&result, made, max_attempts, cancelled);
-    let trouble = match &result {
-        AttemptResult::Failed(failure) => Some(failure.message.clone()),
-        AttemptResult::Lost => Some("the attempt was lost with its host".to_owned()),
-        _ => None,
-    };
-    step(state, JobEvent::AttemptEnded { result, retry: pause.is_some() }, now)?;
-    if let Some(pause) = pause {
-        state.not_before = now.after(pause);
-        state.trouble = trouble;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use devfleet_shared::attempt::{Failure, FailureReason, Step};
+    use devfleet_shared::attempt::{AttemptResult, Failure, FailureReason, Step};
     use devfleet_shared::job::Outcome;
 
     use super::*;

@@ -6,6 +6,7 @@ pub mod config;
 pub mod project;
 pub mod secrets;
 
+pub mod controllers;
 pub mod store;
 pub mod view;
 
@@ -17,7 +18,10 @@ pub mod forges;
 pub mod gates;
 pub mod publish;
 
+pub mod expiry;
 pub mod jobs;
+pub mod leader;
+pub mod reclaim;
 pub mod reconcile;
 pub mod retries;
 pub mod scheduler;

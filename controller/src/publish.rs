@@ -15,7 +15,8 @@ use tracing::{info, warn};
 use crate::forge::text::{MergeRequestFacts, VerificationFacts, merge_request_text};
 use crate::forge::{ForgeError, MergeRequest, MergeRequestDraft};
 use crate::forges::{Forges, OpenForgeError};
-use crate::jobs::{JobError, Jobs};
+use crate::jobs::{JobError, Jobs, Setback};
+use crate::leader::Term;
 use crate::project::ProjectConfig;
 use crate::view::JobRecords;
 
@@ -48,7 +49,12 @@ pub struct Publisher {
 
 impl Publisher {
     /// Opens the merge request of a job in `Publishing`, and ends the job. Safe to repeat.
-    pub async fn publish(&self, job: &JobRecords, project: Option<&ProjectConfig>) -> Result<(), JobError> {
+    pub async fn publish(
+        &self,
+        term: &Term,
+        job: &JobRecords,
+        project: Option<&ProjectConfig>,
+    ) -> Result<(), JobError> {
         let id = &job.spec.id;
         match self.open(job, project).await {
             Ok(merge_request) => {
@@ -56,7 +62,7 @@ impl Publisher {
                 let stands = |state: &mut crate::store::records::JobState| {
                     state.merge_request = Some(merge_request.clone());
                 };
-                self.jobs.event(id, JobEvent::Published, stands).await.map(drop)
+                self.jobs.event(term, id, JobEvent::Published, stands).await.map(drop)
             }
             Err(PublishError::Forge(error)) if error.is_retryable() && job.state.tries < TRIES => {
                 let asked = match &error {
@@ -66,14 +72,15 @@ impl Publisher {
                 let pause = PACE.pause(job.state.tries + 1, Backoff::jitter()).max(asked);
                 warn!(job = %id, error = %Chain(&error), "the merge request cannot be opened yet");
                 let trouble = Chain(&error).to_string();
-                self.jobs.try_later(id, &JobPhase::Publishing, &trouble, pause).await
+                let setback = Setback { in_phase: &JobPhase::Publishing, trouble: &trouble, pause };
+                self.jobs.try_later(term, id, setback).await
             }
             Err(PublishError::Job(error)) => Err(error),
             Err(error) => {
                 let branch = job.state.attempt().map(|attempt| attempt.branch.clone()).unwrap_or_default();
                 let message = format!("{} (the work was pushed as branch {branch})", Chain(&error));
                 let failure = Failure { reason: FailureReason::MergeRequest, message };
-                self.jobs.event(id, JobEvent::PublishFailed(failure), |_| ()).await.map(drop)
+                self.jobs.event(term, id, JobEvent::PublishFailed(failure), |_| ()).await.map(drop)
             }
         }
     }

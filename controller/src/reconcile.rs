@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, HostId, JobId};
@@ -21,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::gates::Gates;
 use crate::jobs::{JobError, Jobs};
+use crate::leader::{LeadOnly, Term};
 use crate::project::ProjectRecord;
 use crate::publish::Publisher;
 use crate::scheduler::{self, HostView, Plan, QueuedJob, Snapshot};
@@ -55,15 +57,18 @@ pub struct Reconciler {
     pub waiting: watch::Sender<Waiting>,
 }
 
-impl Reconciler {
-    /// Runs until the shutdown.
-    pub async fn run(self, shutdown: CancellationToken) {
+#[async_trait]
+impl LeadOnly for Reconciler {
+    /// Runs until the shutdown, or until it is dropped with its term.
+    async fn run(&self, term: Term, shutdown: CancellationToken) {
+        // Whatever a leader before this one assigned must be seen, or its room would be given away again.
+        self.view.reach(term.revision).await;
         let mut records = self.view.changed();
         let mut hosts = self.sessions.changed();
         let mut errands = JoinSet::new();
         let mut under_way = BTreeSet::new();
         loop {
-            self.tick(&mut errands, &mut under_way).await;
+            self.tick(&term, &mut errands, &mut under_way).await;
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 _ = records.changed() => {}
@@ -82,19 +87,21 @@ impl Reconciler {
         }
         errands.shutdown().await;
     }
+}
 
-    async fn tick(&self, errands: &mut JoinSet<JobId>, under_way: &mut BTreeSet<JobId>) {
+impl Reconciler {
+    async fn tick(&self, term: &Term, errands: &mut JoinSet<JobId>, under_way: &mut BTreeSet<JobId>) {
         let now = self.clock.now();
         for (job, project) in self.errands(now) {
             if under_way.len() >= ERRANDS {
                 break;
             }
             if under_way.insert(job.spec.id.clone()) {
-                errands.spawn(errand(self.gates.clone(), self.publisher.clone(), job, project));
+                errands.spawn(errand(term.clone(), self.gates.clone(), self.publisher.clone(), job, project));
             }
         }
         let plan = scheduler::plan(&self.snapshot(now));
-        self.assign(&plan).await;
+        self.assign(term, &plan).await;
         self.waiting.send_if_modified(|waiting| {
             let moved = *waiting != plan.wait;
             waiting.clone_from(&plan.wait);
@@ -140,10 +147,10 @@ impl Reconciler {
         snapshot
     }
 
-    async fn assign(&self, plan: &Plan) {
+    async fn assign(&self, term: &Term, plan: &Plan) {
         for (job, host) in &plan.assign {
             let attempt = AttemptId::random();
-            match self.jobs.assign(job, host, attempt.clone()).await {
+            match self.jobs.assign(term, job, host, attempt.clone()).await {
                 Ok(Some(revision)) => {
                     info!(%job, %host, %attempt, "job assigned");
                     // The next plan must see this start, or it would hand out the same room twice.
@@ -158,15 +165,22 @@ impl Reconciler {
 }
 
 /// Brings one job through its gate or to its merge request.
-async fn errand(gates: Gates, publisher: Publisher, job: JobRecords, project: Option<Arc<ProjectRecord>>) -> JobId {
+async fn errand(
+    term: Term,
+    gates: Gates,
+    publisher: Publisher,
+    job: JobRecords,
+    project: Option<Arc<ProjectRecord>>,
+) -> JobId {
     let config = project.as_ref().map(|project| &project.config);
     let outcome = match job.state.phase {
-        JobPhase::Publishing => publisher.publish(&job, config).await,
-        _ => gates.pass(&job, config).await,
+        JobPhase::Publishing => publisher.publish(&term, &job, config).await,
+        _ => gates.pass(&term, &job, config).await,
     };
     match outcome {
         Ok(()) => {}
         // The job moved meanwhile (a person cancelled it): the next tick sees where it is.
+        Err(JobError::TermOver(job)) => info!(%job, "the job was not moved, another controller leads now"),
         Err(JobError::Refused(refused)) => info!(job = %job.spec.id, %refused, "the job moved meanwhile"),
         Err(error) => warn!(job = %job.spec.id, error = %Chain(&error), "the job could not be moved"),
     }

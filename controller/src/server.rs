@@ -10,6 +10,7 @@ use devfleet_proto::v1::jobs_server::JobsServer;
 use devfleet_proto::v1::session_server::SessionServer;
 use devfleet_shared::clock::Clock;
 use devfleet_shared::error::Chain;
+use devfleet_shared::id::ControllerId;
 use futures_util::Stream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -25,12 +26,15 @@ use crate::api::jobs::JobsService;
 use crate::api::session::SessionService;
 use crate::artifacts::Artifacts;
 use crate::config::Config;
+use crate::controllers::{ControllerIdError, own_id};
 use crate::forges::Forges;
 use crate::gates::Gates;
 use crate::identity::{Authority, IdentityError, Role, Tokens, server_tls};
 use crate::jobs::Jobs;
+use crate::leader::{Leader, Timers};
 use crate::logs::JobLogs;
 use crate::publish::Publisher;
+use crate::reclaim::Reclaim;
 use crate::reconcile::{Reconciler, Waiting};
 use crate::sessions::Sessions;
 use crate::sessions::prover::Prover;
@@ -72,6 +76,9 @@ pub enum StartError {
     /// The store holds something that does not belong there.
     #[error("read the store")]
     Record(#[from] RecordError),
+    /// The controller does not know its id.
+    #[error("find out who this controller is")]
+    Id(#[from] ControllerIdError),
     /// The authority or a certificate cannot be had.
     #[error("set up identities")]
     Identity(#[from] IdentityError),
@@ -141,8 +148,9 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     let logs = JobLogs::new(dir("logs")?);
     let artifacts = open_artifacts(&dir("artifacts")?)?;
     let (waiting, waits) = watch::channel(Waiting::new());
-    let incarnation = devfleet_shared::id::hex(&rand::random::<[u8; 8]>());
-    let (prove, prover) = Prover::new(store.clone(), incarnation, config.timers.host_lease.0);
+    let id = own_id(&config.data_dir)?;
+    let (prove, prover) = Prover::new(store.clone(), this_start(&id), config.timers.host_lease.0);
+    let reclaim = reclaim(&view, &jobs, &logs, &clock, config);
 
     let reconciler = Reconciler {
         view: view.clone(),
@@ -172,30 +180,23 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         tokens: tokens.clone(),
         authority: authority.clone(),
         forges: forges.clone(),
-        clock,
+        clock: clock.clone(),
     };
-    let session_service = SessionService {
-        parts: SessionParts { view: view.clone(), jobs, sessions, logs: logs.clone(), prover, timers: config.timers },
-        forges,
-        logs,
-        artifacts,
-        shutdown: shutdown.clone(),
-        tasks: tasks.clone(),
-    };
-    let services = Services {
-        jobs: jobs_service,
-        fleet: fleet_service,
-        session: session_service,
-        tokens: tokens.clone(),
-        connection_age: config.connection_age.0,
-    };
+    let parts = SessionParts { view: view.clone(), jobs, sessions, logs: logs.clone(), prover, timers: config.timers };
+    let session_service =
+        SessionService { parts, forges, logs, artifacts, shutdown: shutdown.clone(), tasks: tasks.clone() };
+    let (jobs, fleet, session, connection_age) =
+        (jobs_service, fleet_service, session_service, config.connection_age.0);
+    let services = Services { jobs, fleet, session, tokens: tokens.clone(), connection_age };
 
     let names = config.names.clone();
+    let term = watch::Sender::new(None);
+    let leader = Leader { store: store.clone(), clock, controller: id, timers: Timers::default(), term };
     let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names, store: store.clone() };
     tasks.spawn(upkeep.run(shutdown.clone()));
     tasks.spawn(view.clone().follow(store, shutdown.clone()));
     tasks.spawn(prove.run(shutdown.clone()));
-    tasks.spawn(reconciler.run(shutdown.clone()));
+    tasks.spawn(leader.run(vec![Arc::new(reconciler), Arc::new(reclaim)], shutdown.clone()));
     tasks.spawn(services.serve(tls.incoming(listener), shutdown.clone())?);
     info!(%address, "controller is ready");
     Ok(Running { address, authority, tokens, view, shutdown, tasks })
@@ -215,6 +216,16 @@ pub async fn bootstrap(running: &Running, path: &Path) -> Result<(), StartError>
         file.sync_all()
     };
     write().map_err(|source| StartError::BootstrapToken { path: path.display().to_string(), source })
+}
+
+fn reclaim(view: &Arc<View>, jobs: &Arc<Jobs>, logs: &JobLogs, clock: &Clock, config: &Config) -> Reclaim {
+    let (view, jobs, logs, clock) = (view.clone(), jobs.clone(), logs.clone(), clock.clone());
+    Reclaim { view, jobs, logs, clock, grace: config.timers.grace.0 }
+}
+
+/// Names this start of a controller: sessions of one that was killed a moment ago are not those of this one.
+fn this_start(id: &ControllerId) -> String {
+    format!("{id}/{}", devfleet_shared::id::hex(&rand::random::<[u8; 8]>()))
 }
 
 struct Services {

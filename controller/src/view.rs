@@ -166,8 +166,8 @@ impl View {
         }
     }
 
-    /// Waits until everything up to this revision has been seen.
-    pub async fn reached(&self, revision: Revision) {
+    /// Waits until everything up to this revision has been seen. The revision must be of a change under [`PREFIX`].
+    pub async fn reach(&self, revision: Revision) {
         // The sender lives as long as `self`, so this cannot fail.
         drop(self.seen.subscribe().wait_for(|seen| *seen >= revision).await);
     }

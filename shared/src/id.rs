@@ -83,6 +83,10 @@ text_id!(
     HostId, "host id", "it must be a UUID, as `devfleet hosts list` shows it", is_uuid
 );
 text_id!(
+    /// One controller: a UUID made at its first start.
+    ControllerId, "controller id", "it must be a UUID, as `devfleet controllers list` shows it", is_uuid
+);
+text_id!(
     /// One attempt at a job: eight lower-case hex digits, the suffix of everything made for it.
     AttemptId, "attempt id", "it must be eight lower-case hex digits", is_hex8
 );
@@ -114,6 +118,13 @@ impl JobId {
 }
 
 impl HostId {
+    /// Makes a new random id.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4().hyphenated().to_string())
+    }
+}
+
+impl ControllerId {
     /// Makes a new random id.
     pub fn random() -> Self {
         Self(Uuid::new_v4().hyphenated().to_string())

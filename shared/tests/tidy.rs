@@ -24,6 +24,7 @@ const DECIDERS: &[&str] = &[
     "shared/src/units.rs",
     "controller/src/environment.rs",
     "controller/src/environment/",
+    "controller/src/expiry.rs",
     "controller/src/retries.rs",
     "controller/src/scheduler.rs",
     "controller/src/timers.rs",

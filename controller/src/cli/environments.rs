@@ -13,6 +13,8 @@ use super::{Session, render};
 pub(super) enum EnvCommand {
     /// Show a job's proposal: environment, plan, agent, and the digest to approve
     Show(ShowArgs),
+    /// Derive the environment that a CI configuration stands for; needs no controller
+    Derive(super::derive::DeriveArgs),
 }
 
 #[derive(Debug, Args)]
@@ -37,7 +39,13 @@ pub(super) struct DiffArgs {
 }
 
 pub(super) async fn run(command: EnvCommand, session: &Session) -> Result<Exit, CliError> {
-    let EnvCommand::Show(args) = command;
+    match command {
+        EnvCommand::Show(args) => show(args, session).await,
+        EnvCommand::Derive(args) => super::derive::run(args, session).await,
+    }
+}
+
+async fn show(args: ShowArgs, session: &Session) -> Result<Exit, CliError> {
     let connection = session.connect()?;
     let request = v1::GetProposalRequest { job: args.job.clone() };
     let proposal = connection.read(async || connection.jobs().get_proposal(request.clone()).await).await?;
@@ -54,7 +62,8 @@ pub(super) async fn run(command: EnvCommand, session: &Session) -> Result<Exit, 
     Ok(Exit::OK)
 }
 
-fn file(session: &Session, name: &str, text: &str) -> Result<(), CliError> {
+/// Prints a file: as it is, or as the only field of a record.
+pub(super) fn file(session: &Session, name: &str, text: &str) -> Result<(), CliError> {
     match session.output.format() {
         Format::Table => session.output.content(text, str::to_owned),
         Format::Json | Format::Yaml => session.output.show(|| record([(name, text.into())]), String::new),

@@ -5,6 +5,7 @@ use devfleet_shared::clock::Timestamp;
 
 use super::output::Paint;
 
+pub mod derivation;
 pub mod fleet;
 pub mod jobs;
 pub mod proposal;

@@ -6,6 +6,7 @@
 use devfleet_shared::clock::Timestamp;
 use serde::ser::{Serialize, SerializeMap as _, SerializeSeq as _, Serializer};
 
+pub mod derivation;
 pub mod fleet;
 pub mod jobs;
 pub mod yaml;

@@ -52,6 +52,55 @@ pub(super) fn of_job(job: &Job<'_>, variables: &mut Variables<'_>) -> Result<Cac
     Ok(caches)
 }
 
+/// What a cached path holds: `download` for what package managers fetch, `tree` for what they install or build.
+pub fn kind(path: &str) -> &'static str {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let has = |names: &[&str]| parts.iter().any(|part| names.contains(&part.to_ascii_lowercase().as_str()));
+    let downloads = [
+        "cache",
+        ".cache",
+        "caches",
+        ".npm",
+        "npm",
+        ".yarn",
+        ".pnpm-store",
+        "pip",
+        ".pip",
+        "repository",
+        ".m2",
+        ".gradle",
+        "registry",
+        ".cargo",
+        "cargo",
+        "mod",
+        ".composer",
+        ".composer-cache",
+        ".hex",
+        ".nuget",
+        "packages",
+        ".ivy2",
+        ".coursier",
+        ".pub-cache",
+        ".stack",
+        ".cabal",
+        "apt",
+        "archives",
+        ".go",
+        ".conan",
+        ".yarn-cache",
+        "ccache",
+        ".ccache",
+        "sccache",
+    ];
+    let named = |part: &&str| part.to_ascii_lowercase().contains("cache");
+    if has(&["node_modules", "vendor", "deps", "_build", "target", "venv", ".venv", ".tox", "build", "dist"])
+        && !has(&["cache"])
+    {
+        return "tree";
+    }
+    if parts.iter().any(named) || has(&downloads) { "download" } else { "tree" }
+}
+
 /// A key is a text, or lock files with a prefix.
 fn key_of(key: Option<&Node>, variables: &mut Variables<'_>) -> Result<(String, Vec<String>), DerivationError> {
     let Some(node) = key.filter(|node| !node.is_null()) else { return Ok(("default".to_owned(), Vec::new())) };

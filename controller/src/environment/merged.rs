@@ -95,7 +95,10 @@ pub(super) fn read(config: &CiConfig) -> Result<Document, DerivationError> {
             Ok(document)
         }
         CiConfig::Raw { path, files, notes } => {
-            let mut document = Document { notes: notes.clone(), ..Document::default() };
+            // Reading the includes says anew, with its line, what the forge could not read.
+            let unread = |note: &&String| note.starts_with("include of ") && note.contains(" is not read");
+            let notes = notes.iter().filter(|note| !unread(note) || note.contains("too ")).cloned().collect();
+            let mut document = Document { notes, ..Document::default() };
             document.root = includes::read(path, files, &mut document, &mut budget)?;
             extends::apply(&mut document, &mut budget)?;
             Ok(document)

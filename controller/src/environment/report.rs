@@ -1,6 +1,6 @@
 //! Puts the derivation together, and says of every fact where it stands in the CI configuration.
 
-use devfleet_shared::environment::EnvironmentSpec;
+use devfleet_shared::environment::{EnvironmentSpec, ServiceSpec};
 
 use super::commands::{self, Sorted};
 use super::job::Job;
@@ -10,10 +10,12 @@ use super::select::{self, Choice};
 use super::services::{self, Services};
 use super::variables::{self, Variables};
 use super::yaml::Place;
-use super::{Context, Derivation, DerivationError, ReportLine, caches};
+use super::{Context, Derivation, DerivationError, ReportLine, Verdict, caches, language};
 
 /// How many notes, dropped lines and report lines are worth keeping.
 const MAX_LINES: usize = 200;
+/// How many services of other jobs are worth telling.
+const MAX_OPTIONAL_SERVICES: usize = 16;
 /// How much of a value is shown.
 const MAX_SHOWN_LETTERS: usize = 200;
 
@@ -60,7 +62,10 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
     notes.extend(sorted.notes);
     notes.extend(about_variables(&variables));
     notes.extend(about_verify(sorted.checks));
-    let confidence = confidence(document, &choice, sorted.checks);
+    let confidence = confidence(document, &choice, sorted.checks) * if services.refused { 0.5 } else { 1.0 };
+    let optional_services = optional(&choice, &services.specs, context);
+    let (language, version) = language(&choice, &sorted.packages);
+    let verdict = if document.flawed { Verdict::Invalid } else { choice.verdict };
     let mut dropped = services.dropped;
     dropped.extend(sorted.dropped);
     notes.truncate(MAX_LINES);
@@ -84,7 +89,44 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
         report: report.lines,
         notes,
         confidence,
+        verdict,
+        written_image: choice.image.to_string(),
+        language,
+        version,
+        optional_services,
     })
+}
+
+/// Services that other test jobs have and this one does not.
+fn optional(choice: &Choice<'_>, own: &[ServiceSpec], context: &Context) -> Vec<ServiceSpec> {
+    let mut optional: Vec<ServiceSpec> = Vec::new();
+    for (job, variant) in &choice.siblings {
+        let mut variables = Variables::new(job, variant, context);
+        let Ok(found) = variables.all().and_then(|values| services::of_job(job, &mut variables, &values)) else {
+            continue;
+        };
+        for spec in found.specs {
+            let known = |other: &ServiceSpec| other.image == spec.image;
+            if !own.iter().any(known) && !optional.iter().any(known) && optional.len() < MAX_OPTIONAL_SERVICES {
+                optional.push(spec);
+            }
+        }
+    }
+    optional
+}
+
+/// The language and its version: the image's, that of the packages on a bare system, that of the commands.
+fn language(choice: &Choice<'_>, packages: &[String]) -> (Option<String>, Option<String>) {
+    let spoken = choice.tool.as_deref().and_then(language::of_tool);
+    if let Some(language) = choice.image.language().or(spoken.filter(|_| !choice.image.is_bare())) {
+        return (Some(language.to_owned()), language::version_in(&choice.image, language));
+    }
+    match (spoken, language::of_packages(packages)) {
+        (Some(language), Some((brought, version))) if language == brought => (Some(language.to_owned()), version),
+        (Some(language), _) => (Some(language.to_owned()), None),
+        (None, Some((language, version))) => (Some(language.to_owned()), version),
+        (None, None) => (None, None),
+    }
 }
 
 fn texts(lines: &[(String, Place)]) -> Vec<String> {
@@ -172,11 +214,9 @@ impl Report<'_> {
             &format!("{job} ({})", choice.reasons.join("; ")),
             Origin { place: script, job, keyword: "script" },
         );
-        self.add(
-            "image",
-            &choice.image.to_string(),
-            Origin { place: choice.fact.node.place, job: choice.fact.origin, keyword: "image" },
-        );
+        let stands = choice.fact.as_ref().map(|fact| (fact.node.place, fact.origin, "image"));
+        let (place, origin, keyword) = stands.unwrap_or((script, job, "script"));
+        self.add("image", &choice.image.to_string(), Origin { place, job: origin, keyword });
         for (name, value) in &choice.variant {
             let place = choice.job.keyword("parallel").map(|node| node.place).unwrap_or_default();
             self.add(&format!("variable {name}"), value, Origin { place, job, keyword: "parallel:matrix" });

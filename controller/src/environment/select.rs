@@ -6,14 +6,14 @@
 mod pins;
 mod score;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::images::{self, ImageName};
 use super::job::{self, Fact, Job, Variant, Written};
 use super::merged::Document;
 use super::purpose::Purpose;
 use super::variables::Variables;
-use super::{Alternative, Context, DerivationError};
+use super::{Alternative, Context, DerivationError, Verdict, fallback};
 use score::Judgement;
 
 /// How many jobs are looked at.
@@ -30,11 +30,17 @@ pub(super) struct Choice<'a> {
     pub(super) variant: Variant,
     pub(super) image: ImageName,
     pub(super) written: Written,
-    pub(super) fact: Fact<'a>,
+    /// Where the image stands; nowhere if it was guessed.
+    pub(super) fact: Option<Fact<'a>>,
     pub(super) reasons: Vec<String>,
     pub(super) alternatives: Vec<Alternative>,
+    /// Other jobs that run tests, the best first.
+    pub(super) siblings: Vec<(Job<'a>, Variant)>,
+    /// The program that the job is chosen for.
+    pub(super) tool: Option<String>,
     pub(super) notes: Vec<String>,
     pub(super) confidence: f64,
+    pub(super) verdict: Verdict,
 }
 
 /// What is known of a job's image.
@@ -50,8 +56,10 @@ enum Image<'a> {
 struct Found<'a> {
     name: ImageName,
     written: Written,
-    fact: Fact<'a>,
+    fact: Option<Fact<'a>>,
     variant: Variant,
+    /// How many images of other versions the matrix has, when nothing says which one counts.
+    rivals: usize,
 }
 
 #[derive(Debug)]
@@ -97,14 +105,44 @@ pub(super) fn choose<'a>(document: &'a Document, context: &Context) -> Result<Ch
             && candidate.judgement.score > limit
     });
     let mut notes = Vec::new();
-    let (chosen, found) = match (stronger, best) {
+    let chosen = match (stronger, best) {
         (Some(stronger), best) => {
-            without_image(stronger, best, &candidates, &mut notes).ok_or_else(|| no_image(stronger, &pins))?
+            without_image(stronger, best, &candidates, &mut notes).ok_or_else(|| no_image(stronger, &pins))
         }
-        (None, Some(best)) => (best, best.usable().cloned().ok_or_else(|| no_image(best, &pins))?),
-        (None, None) => return Err(nothing_usable(document, &candidates, &pins)),
+        (None, Some(best)) => best.usable().cloned().map(|found| (best, found)).ok_or_else(|| no_image(best, &pins)),
+        (None, None) => Err(nothing_usable(document, &candidates, &pins)),
     };
-    Ok(finish(chosen, found, &candidates, notes))
+    let guess = |error: DerivationError| {
+        let first = stronger.or_else(|| candidates.iter().find(|candidate| candidate.judgement.worth()));
+        let first = first.or(candidates.first()).ok_or_else(|| error.clone())?;
+        let guess =
+            fallback::guess(first.judgement.tool.as_deref(), &context.repository_files, &pins).ok_or(error.clone())?;
+        Ok((first, guess, error))
+    };
+    match chosen {
+        Ok((chosen, found)) => Ok(finish(chosen, found, &candidates, notes)),
+        Err(error) => {
+            let (first, guess, error) = guess(error)?;
+            notes.push(format!("{error}. Until then the image is a guess from {}", guess.source));
+            Ok(guessed(first, guess, &candidates, notes))
+        }
+    }
+}
+
+/// A choice whose image is a guess.
+fn guessed<'a>(
+    first: &Candidate<'a>,
+    guess: fallback::Guess,
+    candidates: &[Candidate<'a>],
+    notes: Vec<String>,
+) -> Choice<'a> {
+    let written = Written { name: guess.image.to_string(), ..Written::default() };
+    let variant = first.job.variants().into_iter().next().unwrap_or_default();
+    let found = Found { name: guess.image, written, fact: None, variant, rivals: 0 };
+    let mut choice = finish(first, found, candidates, notes);
+    choice.verdict = Verdict::Fallback;
+    choice.confidence = choice.confidence.min(if first.judgement.purpose >= Purpose::TestScript { 0.3 } else { 0.15 });
+    choice
 }
 
 /// Judges every job that runs something here.
@@ -157,7 +195,8 @@ fn image_of<'a>(
         match ImageName::parse(&resolved) {
             Ok(name) => {
                 drop(variables);
-                found.push(Found { name, written: written.clone(), fact, variant });
+                let written = written.clone();
+                found.push(Found { name, written, fact: Some(fact), variant, rivals: 0 });
             }
             Err(problem) => {
                 let missing: Vec<&str> = variables.undefined.iter().map(String::as_str).collect();
@@ -197,13 +236,15 @@ fn best_variant<'a>(
         (found.name.version(), found.variant.iter().map(|(_, value)| images::version(value)).collect())
     };
     let rank = |found: &Found<'_>| (pinned(found) == Some(true), default == Some(&found.name), versions(found));
+    let names: BTreeSet<ImageName> = found.iter().map(|found| found.name.clone()).collect();
     let mut best: Option<Found<'a>> = None;
     for one in found {
         if best.as_ref().is_none_or(|best| rank(&one) > rank(best)) {
             best = Some(one);
         }
     }
-    best
+    let settled = best.as_ref().is_some_and(|best| pinned(best) == Some(true));
+    best.map(|best| Found { rivals: if settled { 0 } else { names.len() - 1 }, ..best })
 }
 
 /// The best candidate; among equals of one image repository the highest version.
@@ -321,8 +362,18 @@ fn finish<'a>(
         let (mine, theirs) = (found.name.language()?, other.name.language()?);
         (mine != theirs).then(|| format!("job {:?} tests {theirs} in {}", candidate.job.name, other.name))
     });
+    let mut verdict = Verdict::Derived;
+    if found.rivals > 0 {
+        confidence = confidence.min(0.7);
+        verdict = Verdict::Ambiguous;
+        notes.push(format!(
+            "the matrix of job {:?} has {} more images; {} was taken, since the repository pins none of them",
+            chosen.job.name, found.rivals, found.name
+        ));
+    }
     if let Some(other) = other_language {
         confidence = confidence.min(0.5);
+        verdict = Verdict::Ambiguous;
         notes.push(format!(
             "two languages are tested: job {:?} was taken, and {other}; name an image that has both if the work needs both",
             chosen.job.name
@@ -335,8 +386,15 @@ fn finish<'a>(
         let image = candidate.usable()?.name.to_string();
         Some(Alternative { job: candidate.job.name.to_owned(), image, score: candidate.judgement.score })
     });
+    let tests = |candidate: &&Candidate<'a>| candidate.judgement.purpose >= Purpose::EndToEnd;
+    let siblings = others()
+        .filter(tests)
+        .filter_map(|candidate| candidate.usable().map(|found| (candidate.job, found.variant.clone())));
     Choice {
         job: chosen.job,
+        siblings: siblings.take(MAX_ALTERNATIVES).collect(),
+        tool: chosen.judgement.tool.clone(),
+        verdict,
         alternatives: alternatives.take(MAX_ALTERNATIVES).collect(),
         reasons: chosen.judgement.reasons.clone(),
         variant: found.variant,

@@ -26,6 +26,8 @@ const TAKEN: [&str; 11] =
 pub(super) struct Services {
     pub(super) specs: Vec<ServiceSpec>,
     pub(super) places: Vec<Place>,
+    /// Whether a service is left out because its image cannot be known.
+    pub(super) refused: bool,
     /// Who gave them: the job's name, `default` or `(global)`.
     pub(super) origin: String,
     pub(super) dropped: Vec<Dropped>,
@@ -54,21 +56,13 @@ pub(super) fn of_job(
             continue;
         };
         let resolved = variables.expand_image(&written.name)?;
-        let image = ImageName::parse(&resolved).map_err(|problem| {
-            let missing: Vec<&str> = variables.undefined.iter().map(String::as_str).collect();
-            let detail = match missing.is_empty() {
-                true => problem.to_owned(),
-                false => format!("{problem}; not set in the CI file: {}", missing.join(", ")),
-            };
-            let job = job.name.to_owned();
-            DerivationError::UnresolvedImage {
-                what: "service".to_owned(),
-                job,
-                written: written.name.clone(),
-                resolved,
-                detail,
+        let image = match ImageName::parse(&resolved) {
+            Ok(image) => image,
+            Err(problem) => {
+                services.refuse(&written.name, &resolved, &detail(problem, variables));
+                continue;
             }
-        })?;
+        };
         if is_docker(&image) {
             let reason = "is Docker in Docker, which needs a privileged container; devfleet starts none".to_owned();
             services.dropped.push(Dropped { line: format!("service {image}"), reason });
@@ -98,6 +92,26 @@ pub(super) fn of_job(
         });
     }
     Ok(services)
+}
+
+fn detail(problem: &str, variables: &Variables<'_>) -> String {
+    let missing: Vec<&str> = variables.undefined.iter().map(String::as_str).collect();
+    match missing.is_empty() {
+        true => problem.to_owned(),
+        false => format!("{problem}; not set in the CI file: {}", missing.join(", ")),
+    }
+}
+
+impl Services {
+    /// Leaves a service out whose image cannot be known: it is never pulled under half a name.
+    fn refuse(&mut self, written: &str, resolved: &str, detail: &str) {
+        self.refused = true;
+        let reason = format!("its image becomes `{resolved}`, which is no image name ({detail})");
+        self.notes.push(format!(
+            "service `{written}` is left out: {reason}; give the variables a value in the CI file, or name the image outright"
+        ));
+        self.dropped.push(Dropped { line: format!("service {written}"), reason });
+    }
 }
 
 /// Explicit aliases first, then the derived ones; the first service to claim a name keeps it.

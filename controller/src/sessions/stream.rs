@@ -150,7 +150,7 @@ impl Session {
     async fn prove_first(&mut self, number: u64, hello: &v1::Hello) -> Result<(), tonic::Status> {
         let opened = tokio::time::timeout(VIEW, async {
             let held = self.parts.prover.open(&self.host, number, &hello.incarnation).await?;
-            self.parts.view.reached(held.revision).await;
+            self.parts.view.reach(held.revision).await;
             Ok(held)
         });
         match opened.await {

@@ -7,6 +7,8 @@
 pub mod live;
 
 use std::collections::BTreeMap;
+pub mod leadership;
+
 use std::time::Duration;
 
 use devfleet_shared::assignment::{AgentSpec, Limits};

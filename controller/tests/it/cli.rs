@@ -4,6 +4,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tonic::{Code, Status};
 
+mod derive;
 mod fake;
 mod up;
 

@@ -17,6 +17,7 @@ use serde::Deserialize;
 struct Expected {
     config: Option<String>,
     error: Option<String>,
+    verdict: Option<String>,
     job: String,
     image: String,
     entrypoint: Option<Vec<String>>,
@@ -128,6 +129,7 @@ fn differences(expected: &Expected, derived: &Derivation) -> Vec<String> {
     compare("dropped", format!("{:?}", expected.dropped), format!("{dropped:?}"));
     compare("caches", format!("{:?}", expected.caches), format!("{caches:?}"));
     compare("alternatives", format!("{:?}", expected.alternatives), format!("{alternatives:?}"));
+    compare("verdict", expected.verdict.clone().unwrap_or("derived".into()), derived.verdict.name().into());
     for (name, value) in &expected.variables {
         let actual = environment.variables.get(name).cloned().unwrap_or_default();
         compare(&format!("variable {name}"), value.clone(), actual);

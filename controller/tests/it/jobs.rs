@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use devfleet_controller::forge::Base;
 use devfleet_controller::jobs::{Claim, JobError, Jobs, Report};
+use devfleet_controller::leader::Term;
 use devfleet_controller::store::embedded::Embedded;
 use devfleet_controller::store::records::{JobSpec, Proposal, PublishRecord, Verification, key};
 use devfleet_controller::store::{Change, SharedStore, Transaction};
@@ -44,15 +45,16 @@ impl Bench {
     /// A job that waits for a host.
     pub(crate) async fn queued(&self) -> JobId {
         let id = self.submitted().await;
-        self.jobs.event(&id, JobEvent::TriagePassed, |_| {}).await.expect("planning");
-        self.jobs.propose(&id, &proposal(), Some("automatic")).await.expect("queued");
+        self.jobs.event(&term(), &id, JobEvent::TriagePassed, |_| {}).await.expect("planning");
+        self.jobs.propose(&term(), &id, &proposal(), Some("automatic")).await.expect("queued");
         id
     }
 
     /// Gives a job to a host, and returns what that host claims from then on.
     pub(crate) async fn assigned(&self, job: &JobId) -> Claim {
         let (host, attempt) = (HostId::random(), AttemptId::random());
-        let revision = self.jobs.assign(job, &host, attempt.clone()).await.expect("assigned").expect("it was queued");
+        let revision =
+            self.jobs.assign(&term(), job, &host, attempt.clone()).await.expect("assigned").expect("it was queued");
         Claim { host, job: job.clone(), attempt, fence: Fence(revision) }
     }
 
@@ -61,6 +63,11 @@ impl Bench {
         let state: serde_json::Value = serde_json::from_slice(&entry.value).expect("JSON");
         serde_json::from_value(state["phase"].clone()).expect("a phase")
     }
+}
+
+/// A term of its own: nobody else leads.
+pub(crate) fn term() -> Term {
+    Term { key: "/devfleet/v1/leader".into(), revision: 0, number: 1 }
 }
 
 fn spec() -> JobSpec {
@@ -181,8 +188,9 @@ async fn of_many_who_assign_one_job_at_once_one_does() {
     let mut racers = tokio::task::JoinSet::new();
     for _ in 0..16 {
         let (jobs, job) = (bench.jobs.clone(), job.clone());
-        racers
-            .spawn(async move { jobs.assign(&job, &HostId::random(), AttemptId::random()).await.expect("an answer") });
+        racers.spawn(async move {
+            jobs.assign(&term(), &job, &HostId::random(), AttemptId::random()).await.expect("an answer")
+        });
     }
     assert_eq!(racers.join_all().await.into_iter().flatten().count(), 1);
 }

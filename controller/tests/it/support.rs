@@ -4,3 +4,4 @@ pub(crate) mod anthropic;
 pub(crate) mod engine;
 pub(crate) mod gitlab;
 pub(crate) mod site;
+pub(crate) mod stores;
