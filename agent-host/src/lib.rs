@@ -15,6 +15,7 @@ pub mod supervisor;
 
 pub mod engine;
 pub mod environment;
+pub mod freeze;
 pub mod ledger;
 pub mod mirror;
 
