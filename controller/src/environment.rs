@@ -15,6 +15,7 @@ mod images;
 mod job;
 mod language;
 mod merged;
+pub mod overrides;
 mod purpose;
 mod recipe;
 mod report;

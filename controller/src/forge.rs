@@ -10,6 +10,7 @@ mod includes;
 pub mod memory;
 pub mod text;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -181,6 +182,9 @@ pub trait Forge: Send + Sync + 'static {
     async fn ci_config(&self, commit: &str) -> Result<CiConfig, ForgeError>;
     /// Reads a file at a commit; `None` if it does not exist.
     async fn read_file(&self, commit: &str, path: &str) -> Result<Option<Vec<u8>>, ForgeError>;
+    /// Reads the CI variables of these names that the forge keeps outside of the configuration. Names that it does not
+    /// have are missing in the answer; one that cannot be used says why.
+    async fn ci_variables(&self, names: &[String]) -> Result<BTreeMap<String, Result<Secret, String>>, ForgeError>;
     /// Says how hosts fetch and push.
     async fn git_access(&self) -> Result<GitAccess, ForgeError>;
     /// Returns the open merge request of this source branch, or opens one. Exactly one exists afterwards.

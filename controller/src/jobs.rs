@@ -4,6 +4,7 @@
 //! what stands now, so each is written as a function of the state.
 
 mod observing;
+mod proposals;
 mod reclaiming;
 
 use std::sync::Arc;
@@ -16,10 +17,12 @@ use devfleet_shared::job::{JobEvent, JobPhase, Refused};
 
 use crate::leader::Term;
 use crate::store::records::{
-    AttemptRecord, Idempotency, JobSpec, JobState, Owner, Proposal, PublishRecord, RecordError, decode, key, put,
+    AttemptRecord, Idempotency, JobSpec, JobState, Owner, PublishRecord, RecordError, decode, key, put,
 };
 use crate::store::{Change, Commit, Compare, Entry, Revision, SharedStore, StoreError, Transaction};
 use observing::{Observed, apply_report};
+
+pub use proposals::Anew;
 
 /// How long a used idempotency key is remembered.
 const IDEMPOTENCY_TIME: Duration = Duration::from_secs(24 * 3600);
@@ -180,6 +183,8 @@ impl Jobs {
                 return Err(JobError::StaleDigest { job: job.clone(), standing });
             }
             state.approved_by = Some(by.to_owned());
+            // It is looked at once more before the start, however quickly that follows.
+            state.current = None;
             step(state, JobEvent::Approved, now)
         })
         .await
@@ -243,42 +248,6 @@ impl Jobs {
         })
         .await
         .map(drop)
-    }
-
-    /// Stores a proposal and moves the job on. The proposal and the move are one transaction.
-    pub async fn propose(
-        &self,
-        term: &Term,
-        job: &JobId,
-        proposal: &Proposal,
-        auto: Option<&str>,
-    ) -> Result<(), JobError> {
-        let mut refused = None;
-        loop {
-            let mut seen = self.seen(job).await?;
-            seen.moved_since(refused, job)?;
-            let read = seen.revision;
-            seen.state.proposal = Some(proposal.digest.clone());
-            seen.state.base = Some(proposal.base.clone());
-            seen.state.resources = proposal.limits.resources;
-            seen.state.approved_by = auto.map(str::to_owned);
-            let event = if auto.is_some() { JobEvent::ProposedAndApproved } else { JobEvent::Proposed };
-            step(&mut seen.state, event, self.clock.now())?;
-            let transaction = Transaction {
-                when: vec![Compare::Modified(key::state(job), read), term.compare()],
-                then: vec![put(key::proposal(job), proposal)?, put(key::state(job), &seen.state)?],
-            };
-            if let Commit::Done(_) = self.store.commit(transaction).await? {
-                return Ok(());
-            }
-            refused = Some(read);
-        }
-    }
-
-    /// Reads the proposal that stands.
-    pub async fn proposal(&self, job: &JobId) -> Result<Option<Proposal>, JobError> {
-        let key = key::proposal(job);
-        Ok(self.store.get(&key).await?.map(|entry| decode(&key, &entry.value)).transpose()?)
     }
 
     /// Gives a queued job to a host, as a new attempt. `None`: the job moved meanwhile or the term is over, look again.

@@ -54,6 +54,12 @@ pub struct ProjectConfig {
     /// What a job may use.
     #[serde(default)]
     pub limits: LimitsConfig,
+    /// Whether the repository may say itself what its environment is, in `.devfleet.toml` of its default branch.
+    #[serde(default)]
+    pub overrides: OverridesPolicy,
+    /// CI variables that GitLab keeps outside of the file, and the steps that get each: `setup`, `agent`, `verify`.
+    #[serde(default)]
+    pub ci_variables: BTreeMap<String, Vec<Step>>,
     /// Logins to image registries, by registry host.
     #[serde(default)]
     pub registries: BTreeMap<String, RegistryConfig>,
@@ -68,6 +74,17 @@ pub enum Approval {
     Required,
     /// The project's operator did, once, by writing this.
     Auto,
+}
+
+/// Who says what the environment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OverridesPolicy {
+    /// The repository's `.devfleet.toml` goes before its CI configuration.
+    #[default]
+    Allow,
+    /// The CI configuration alone counts.
+    Forbid,
 }
 
 /// The forge of a project.
@@ -228,11 +245,30 @@ impl ProjectConfig {
         for (name, agent) in &self.agents {
             agent.validate(name)?;
         }
+        self.validate_ci_variables()?;
         if self.limits.cpus.is_some_and(|cpus| !(0.01..=1024.0).contains(&cpus)) {
             return refuse("limits.cpus", "write a number of processors from 0.01 to 1024");
         }
         if self.limits.memory.is_some_and(|memory| memory.0 < 16 << 20) {
             return refuse("limits.memory", "write at least 16MiB");
+        }
+        Ok(())
+    }
+
+    fn validate_ci_variables(&self) -> Result<(), ProjectError> {
+        let refuse = |name: &str, problem: &str| {
+            Err(ProjectError::Value { key: format!("ci_variables.{name}"), problem: problem.into() })
+        };
+        for (name, steps) in &self.ci_variables {
+            if !is_variable_name(name) || name.starts_with("DEVFLEET_") {
+                return refuse(name, "write the name of a CI variable: letters, digits and underscores");
+            }
+            if !matches!(self.forge, ForgeConfig::Gitlab { .. }) {
+                return refuse(name, "only GitLab keeps CI variables; for a plain git remote use agents.NAME.secrets");
+            }
+            if steps.is_empty() || steps.iter().any(|step| matches!(step, Step::Checkout | Step::Collect)) {
+                return refuse(name, "name the steps that get it: [\"setup\"], [\"agent\"], [\"verify\"] or several");
+            }
         }
         Ok(())
     }
@@ -361,6 +397,16 @@ mod tests {
         check_refused(&format!("agent = \"other\"\n{PLAIN}"), "agents.other");
         check_refused(&format!("{PLAIN}secrets.KEY = \"plain-value\"\n"), "env://");
         check_refused(&format!("{PLAIN}[limits]\nmemory = \"1KiB\"\n"), "16MiB");
+        check_refused(&format!("overrides = \"maybe\"\n{PLAIN}"), "maybe");
+        check_refused(&format!("{PLAIN}[ci_variables]\nKEY = [\"setup\"]\n"), "only GitLab");
+        let gitlab = format!(
+            "{PLAIN}[forge]\nkind = \"gitlab\"\nurl = \"https://g\"\nproject = \"a/b\"\ntoken = \"env://T\"\n[ci_variables]\n"
+        );
+        assert!(ProjectConfig::parse(&format!("{gitlab}KEY = [\"setup\", \"verify\"]\n")).is_ok());
+        check_refused(&format!("{gitlab}KEY = []\n"), "ci_variables.KEY");
+        check_refused(&format!("{gitlab}KEY = [\"collect\"]\n"), "name the steps");
+        check_refused(&format!("{gitlab}KEY = [\"deploy\"]\n"), "deploy");
+        check_refused(&format!("{gitlab}\"A-B\" = [\"setup\"]\n"), "ci_variables.A-B");
         check_refused(
             &format!("{PLAIN}[forge]\nkind = \"gitlab\"\nurl = \"gitlab\"\nproject = \"a/b\"\ntoken = \"env://T\"\n"),
             "forge.url",

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::gates::Gates;
+use crate::gates::{Gates, drift};
 use crate::jobs::{JobError, Jobs};
 use crate::leader::{LeadOnly, Term};
 use crate::project::ProjectRecord;
@@ -101,7 +101,7 @@ impl Reconciler {
             }
         }
         let plan = scheduler::plan(&self.snapshot(now));
-        self.assign(term, &plan).await;
+        self.start(term, &plan, errands, under_way).await;
         self.waiting.send_if_modified(|waiting| {
             let moved = *waiting != plan.wait;
             waiting.clone_from(&plan.wait);
@@ -122,6 +122,13 @@ impl Reconciler {
             (job, project)
         };
         records.jobs().filter(due).map(with_project).collect()
+    }
+
+    fn with_project(&self, job: &JobId) -> Option<(JobRecords, Option<Arc<ProjectRecord>>)> {
+        let records = self.view.read();
+        let job = records.job(job)?;
+        let project = records.projects.get(&job.spec.project).cloned();
+        Some((job, project))
     }
 
     fn snapshot(&self, now: Timestamp) -> Snapshot {
@@ -147,8 +154,17 @@ impl Reconciler {
         snapshot
     }
 
-    async fn assign(&self, term: &Term, plan: &Plan) {
+    /// Gives the planned jobs to their hosts; one whose CI configuration was not looked at lately is looked at first.
+    async fn start(&self, term: &Term, plan: &Plan, errands: &mut JoinSet<JobId>, under_way: &mut BTreeSet<JobId>) {
+        let now = self.clock.now();
         for (job, host) in &plan.assign {
+            let Some((records, project)) = self.with_project(job) else { continue };
+            if !drift::is_current(&records.state, now) {
+                if under_way.len() < ERRANDS && under_way.insert(job.clone()) {
+                    errands.spawn(errand(term.clone(), self.gates.clone(), self.publisher.clone(), records, project));
+                }
+                continue;
+            }
             let attempt = AttemptId::random();
             match self.jobs.assign(term, job, host, attempt.clone()).await {
                 Ok(Some(revision)) => {
@@ -175,6 +191,7 @@ async fn errand(
     let config = project.as_ref().map(|project| &project.config);
     let outcome = match job.state.phase {
         JobPhase::Publishing => publisher.publish(&term, &job, config).await,
+        JobPhase::Queued => gates.recheck(&term, &job, config).await,
         _ => gates.pass(&term, &job, config).await,
     };
     match outcome {

@@ -4,7 +4,8 @@
 //!     │   ╲▶ Triage ▶╱          │ rejected        ▲          │ failed, lost, attempts left
 //!     └────── every phase but Ended can be cancelled or fail └──────────┘
 //!
-//! Phases only move right, but for a retry: Running ▶ Queued, which is a new attempt and so a new fence.
+//! Phases only move right, but for a retry: Running ▶ Queued, which is a new attempt and so a new fence; and for what
+//! was approved and is not so any more: Queued ▶ AwaitingApproval, before anything was started.
 
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +74,8 @@ pub enum JobEvent {
     Rejected,
     /// A gate cannot pass: no environment can be derived, the forge refuses.
     GateFailed(Failure),
+    /// The CI configuration changed after the approval: another proposal stands, and waits for a person.
+    Drifted,
     /// A host owns the job now.
     Assigned,
     /// The attempt under way ended. `retry` is what the retry rule said.
@@ -116,6 +119,7 @@ impl JobPhase {
             (Submitted | Triage | Planning | AwaitingApproval | Queued, GateFailed(why)) => {
                 Ok(Ended(Outcome::Failed(why)))
             }
+            (Queued, Drifted) => Ok(AwaitingApproval),
             (Queued, Assigned) => Ok(Running),
             (Running, AttemptEnded { retry: true, .. }) => Ok(Queued),
             (Running, AttemptEnded { result, retry: false }) => Ok(after(result)),
@@ -198,6 +202,7 @@ mod tests {
         check(Planning, JobEvent::ProposedAndApproved, Some(Queued));
         check(AwaitingApproval, JobEvent::Approved, Some(Queued));
         check(AwaitingApproval, JobEvent::Rejected, Some(Ended(Outcome::Rejected)));
+        check(Queued, JobEvent::Drifted, Some(AwaitingApproval));
         check(Queued, JobEvent::Assigned, Some(Running));
         check(Publishing, JobEvent::Published, Some(Ended(Outcome::Succeeded)));
         check(Publishing, JobEvent::PublishFailed(why()), Some(Ended(Outcome::Failed(why()))));
@@ -207,6 +212,8 @@ mod tests {
         }
         check(Running, JobEvent::Cancelled, None);
         check(Submitted, JobEvent::Approved, None);
+        check(Running, JobEvent::Drifted, None);
+        check(AwaitingApproval, JobEvent::Drifted, None);
     }
 
     #[test]

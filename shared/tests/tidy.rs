@@ -25,6 +25,7 @@ const DECIDERS: &[&str] = &[
     "controller/src/environment.rs",
     "controller/src/environment/",
     "controller/src/expiry.rs",
+    "controller/src/gates/difference.rs",
     "controller/src/retries.rs",
     "controller/src/scheduler.rs",
     "controller/src/timers.rs",

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use devfleet_shared::assignment::Assignment;
+use devfleet_shared::attempt::Step;
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, Fence, JobId};
 use devfleet_shared::secret::Secret;
@@ -37,13 +38,37 @@ impl Claim {
 pub struct Grant {
     /// The agent's secret variables.
     pub variables: BTreeMap<String, Secret>,
+    /// CI variables from the forge, each for the steps that it names.
+    pub step_variables: Vec<StepVariable>,
     /// For fetching and pushing; `None` where the remote needs no login.
     pub git: Option<GitLogin>,
     /// Logins by registry.
     pub registries: Vec<(String, RegistryCredential)>,
 }
 
+/// A secret variable for some steps.
+#[derive(Debug, Clone)]
+pub struct StepVariable {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: Secret,
+    /// The steps that get it.
+    pub steps: Vec<Step>,
+}
+
 impl Grant {
+    /// Returns the secret variables of a step.
+    pub fn variables_of(&self, step: Step) -> BTreeMap<String, Secret> {
+        let named = self.step_variables.iter().filter(|variable| variable.steps.contains(&step));
+        let mut variables: BTreeMap<String, Secret> =
+            named.map(|variable| (variable.name.clone(), variable.value.clone())).collect();
+        if step == Step::Agent {
+            variables.extend(self.variables.clone());
+        }
+        variables
+    }
+
     /// Returns every secret in it, for masking.
     pub fn secrets(&self) -> Vec<Secret> {
         self.named_secrets().into_iter().map(|(_, secret)| secret).collect()
@@ -55,7 +80,14 @@ impl Grant {
         let git = self.git.iter().map(|login| ("the git credential".to_owned(), login.password.clone()));
         let registries = self.registries.iter();
         let registries = registries.map(|(of, login)| (format!("the login of registry {of}"), login.password.clone()));
-        variables.chain(git).chain(registries).filter(|(_, secret)| !secret.expose().is_empty()).collect()
+        let of_steps = self.step_variables.iter();
+        let of_steps = of_steps.map(|variable| (format!("CI variable {}", variable.name), variable.value.clone()));
+        variables
+            .chain(of_steps)
+            .chain(git)
+            .chain(registries)
+            .filter(|(_, secret)| !secret.expose().is_empty())
+            .collect()
     }
 }
 
@@ -176,5 +208,32 @@ impl Code for Mirrors {
     async fn push(&self, assignment: &Assignment, login: Option<&GitLogin>, commit: &str) -> Result<(), CodeError> {
         let repository = &assignment.repository;
         Ok(Mirrors::push(self, &repository.url, login, commit, &repository.work_branch).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_secrets_go_to_the_agent_alone_and_ci_variables_to_the_steps_they_name() {
+        let variable = |name: &str, steps: &[Step]| StepVariable {
+            name: name.into(),
+            value: Secret::new(format!("canary-of-{name}")),
+            steps: steps.to_vec(),
+        };
+        let grant = Grant {
+            variables: BTreeMap::from([("KEY".to_owned(), Secret::new("canary-of-KEY"))]),
+            step_variables: vec![variable("INDEX", &[Step::Setup]), variable("DSN", &[Step::Setup, Step::Verify])],
+            ..Grant::default()
+        };
+        let names = |step| grant.variables_of(step).into_keys().collect::<Vec<_>>();
+        assert_eq!(names(Step::Checkout), Vec::<String>::new());
+        assert_eq!(names(Step::Setup), ["DSN", "INDEX"]);
+        assert_eq!(names(Step::Agent), ["KEY"]);
+        assert_eq!(names(Step::Verify), ["DSN"]);
+        assert_eq!(names(Step::Collect), Vec::<String>::new());
+        let masked: Vec<String> = grant.named_secrets().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(masked, ["variable KEY", "CI variable INDEX", "CI variable DSN"], "all of them are masked");
     }
 }

@@ -47,7 +47,7 @@ git diff --cached --quiet || git -c core.hooksPath=/dev/null -c gc.auto=0 -c com
     )
 }
 
-/// Returns the variables of a step. Only the agent's hold secrets.
+/// Returns the variables of a step. `secrets` are those that the grant has for it; `checkout` and `collect` get none.
 pub(super) fn variables(
     assignment: &Assignment,
     step: Step,
@@ -66,7 +66,9 @@ pub(super) fn variables(
     variables.extend(assignment.environment.variables.iter().map(public));
     if step == Step::Agent {
         variables.extend(assignment.agent.variables.iter().map(public));
-        variables.extend(secrets.iter().map(|(name, value)| (name.clone(), value.clone())));
+    }
+    variables.extend(secrets.iter().map(|(name, value)| (name.clone(), value.clone())));
+    if step == Step::Agent {
         let own = [
             ("DEVFLEET_TASK", assignment.task.as_str()),
             ("DEVFLEET_PLAN", assignment.plan.as_str()),
@@ -298,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_go_to_the_agent_alone() {
+    fn a_step_sees_the_secrets_that_are_for_it_and_the_first_and_last_see_nothing() {
         let mut assignment = assignment("a3f91c20", 1);
         assignment.environment.variables.insert("CI".into(), "true".into());
         assignment.agent.variables.insert("MODEL".into(), "m".into());
@@ -306,7 +308,8 @@ mod tests {
         let names = |step| variables(&assignment, step, &secrets).into_keys().collect::<Vec<_>>();
         assert!(names(Step::Checkout).is_empty() && names(Step::Collect).is_empty());
         for step in [Step::Setup, Step::Verify] {
-            assert!(names(step).contains(&"CI".to_owned()) && !names(step).iter().any(|name| name == "TOKEN"));
+            assert!(names(step).contains(&"CI".to_owned()) && names(step).contains(&"TOKEN".to_owned()));
+            assert!(!names(step).contains(&"MODEL".to_owned()), "the agent's own variables are its own");
         }
         let agent = variables(&assignment, Step::Agent, &secrets);
         assert_eq!(agent["TOKEN"].expose(), "hunter2-canary");

@@ -103,7 +103,7 @@ impl Attempt {
 
     /// Packs a step's variables for its first process.
     pub(super) async fn frame(&self, step: Step) -> Result<environment::Frame, Halt> {
-        let variables = scripts::variables(&self.assignment, step, &self.grant().await?.variables);
+        let variables = scripts::variables(&self.assignment, step, &self.grant().await?.variables_of(step));
         let frame = environment::frame(&variables);
         frame.map_err(|error| {
             Failure { reason: FailureReason::Derivation, message: format!("failed to {error}") }.into()

@@ -7,6 +7,7 @@ use devfleet_proto::convert::WireError;
 use devfleet_proto::v1::session_client::SessionClient;
 use devfleet_proto::v1::{self};
 use devfleet_shared::assignment::Assignment;
+use devfleet_shared::attempt::Step;
 use devfleet_shared::id::Fence;
 use devfleet_shared::secret::Secret;
 use tonic::transport::Channel;
@@ -14,7 +15,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::assignments::{AssignmentSet, Unreadable, Wanted};
-use crate::attempt::ports::{Claim, Controller, ControllerError, Grant, Leave, PublishRequest};
+use crate::attempt::ports::{Claim, Controller, ControllerError, Grant, Leave, PublishRequest, StepVariable};
 use crate::attempt::reports::Report;
 use crate::engine::RegistryCredential;
 use crate::mirror::GitLogin;
@@ -134,9 +135,17 @@ fn grant(wire: v1::Grant) -> Grant {
     });
     Grant {
         variables: wire.variables.into_iter().map(|(name, value)| (name, Secret::new(value))).collect(),
+        step_variables: wire.step_variables.into_iter().map(step_variable).collect(),
         git,
         registries: registries.collect(),
     }
+}
+
+/// A step that this host does not know gets nothing: a newer controller may name one.
+fn step_variable(wire: v1::StepVariable) -> StepVariable {
+    let known = |step: i32| v1::Step::try_from(step).ok().and_then(|step| Step::try_from(step).ok());
+    let steps = wire.steps.into_iter().filter_map(known).collect();
+    StepVariable { name: wire.name, value: Secret::new(wire.value), steps }
 }
 
 fn refusal(status: Status) -> ControllerError {

@@ -41,6 +41,7 @@ const TABLE: &[(&str, Access)] = &[
     ("/devfleet.v1.Jobs/ListJobs", Access::Role(Role::Viewer)),
     ("/devfleet.v1.Jobs/WatchJob", Access::Role(Role::Viewer)),
     ("/devfleet.v1.Jobs/GetProposal", Access::Role(Role::Viewer)),
+    ("/devfleet.v1.Jobs/GetProposalDiff", Access::Role(Role::Viewer)),
     ("/devfleet.v1.Jobs/GetDiff", Access::Role(Role::Viewer)),
     ("/devfleet.v1.Jobs/ReadLogs", Access::Role(Role::Viewer)),
     ("/devfleet.v1.Fleet/WhoAmI", Access::Role(Role::Viewer)),

@@ -167,6 +167,20 @@ impl jobs_server::Jobs for JobsService {
         Ok(Response::new(show::proposal(&job.spec.id, &found.ok_or_else(missing)?)))
     }
 
+    async fn get_proposal_diff(
+        &self,
+        request: Request<v1::GetProposalDiffRequest>,
+    ) -> Result<Response<v1::ProposalDiff>, Status> {
+        let id = self.find(&request.into_inner().job)?.spec.id.clone();
+        let former = self.jobs.former_proposal(&id).await.map_err(|error| job_status(&error))?;
+        let now = self.jobs.proposal(&id).await.map_err(|error| job_status(&error))?;
+        let (Some(former), Some(now)) = (former, now) else {
+            let message = format!("job {id} has had one proposal only; `devfleet env show` shows it once it stands");
+            return Err(refusal(Code::FailedPrecondition, "NO_FORMER_PROPOSAL", message));
+        };
+        Ok(Response::new(show::proposal_diff(&id, &former, &now)))
+    }
+
     async fn approve(&self, request: Request<v1::ApproveRequest>) -> Result<Response<v1::Job>, Status> {
         let by = person(&request);
         let wanted = request.into_inner();

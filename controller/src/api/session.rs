@@ -106,7 +106,8 @@ impl session_server::Session for SessionService {
         let claim = claim(host, &wanted.job, &wanted.attempt, wanted.fence)?;
         self.owned(&claim).await?;
         let (project, agent) = self.project_of(&claim)?;
-        let grant = self.grant(&project, &agent).await?;
+        let mut grant = self.grant(&project, &agent).await?;
+        grant.step_variables = self.ci_variables(&claim, &project).await?;
         info!(job = %claim.job, attempt = %claim.attempt, host = %claim.host, "grant given");
         Ok(Response::new(grant))
     }
@@ -236,6 +237,39 @@ impl SessionService {
             password.expose().clone_into(&mut grant.git_password);
         }
         Ok(grant)
+    }
+
+    /// Reads the CI variables that were approved, from the forge. Nothing of them is stored or logged.
+    async fn ci_variables(&self, claim: &Claim, project: &ProjectConfig) -> Result<Vec<v1::StepVariable>, Status> {
+        let proposal = self.parts.jobs.proposal(&claim.job).await.map_err(|error| job_status(&error))?;
+        let approved = proposal.map(|proposal| proposal.ci_variables).unwrap_or_default();
+        if approved.is_empty() {
+            return Ok(Vec::new());
+        }
+        let missing = |name: &str, why: &str| {
+            let message = format!("cannot read the CI variable {name}: {why}; correct that, and submit the job again");
+            refusal(Code::FailedPrecondition, "SECRET_MISSING", message)
+        };
+        let forge = match self.forges.of(project).await {
+            Ok(forge) => forge,
+            Err(OpenForgeError::Forge(error)) => return Err(forge_status(&error)),
+            Err(error @ OpenForgeError::Secret { .. }) => {
+                return Err(missing("of the project", &Chain(&error).to_string()));
+            }
+        };
+        let names: Vec<String> = approved.keys().cloned().collect();
+        let mut found = forge.ci_variables(&names).await.map_err(|error| forge_status(&error))?;
+        let mut variables = Vec::new();
+        for (name, steps) in approved {
+            if project.ci_variables.get(&name) != Some(&steps) {
+                return Err(missing(&name, "the project's `ci_variables` do not allow it so any more"));
+            }
+            let value = found.remove(&name).ok_or_else(|| missing(&name, "GitLab has none (any more)"))?;
+            let value = value.map_err(|why| missing(&name, &why))?;
+            let steps = steps.iter().map(|step| v1::Step::from(step).into()).collect();
+            variables.push(v1::StepVariable { name, value: value.expose().to_owned(), steps });
+        }
+        Ok(variables)
     }
 
     async fn keep_diff(&self, claim: &Claim, wanted: &v1::AuthorizePublishRequest) -> Result<(), Status> {

@@ -6,6 +6,7 @@ use devfleet_shared::id::JobId;
 use devfleet_shared::job::{JobPhase, Outcome};
 
 use crate::forge::MergeRequest;
+use crate::gates::difference;
 use crate::project::{Approval, ForgeConfig, ProjectRecord};
 use crate::sessions::{Connected, Sessions};
 use crate::store::records::{AttemptRecord, HostRecord, JobState, Proposal};
@@ -153,6 +154,41 @@ pub fn proposal(job: &JobId, proposal: &Proposal) -> v1::Proposal {
             .iter()
             .map(|line| v1::Dropped { line: line.line.clone(), reason: line.reason.clone() })
             .collect(),
+        ci_variables: proposal
+            .ci_variables
+            .iter()
+            .map(|(name, steps)| v1::CiVariable {
+                name: name.clone(),
+                steps: steps.iter().map(|step| step.name().to_owned()).collect(),
+            })
+            .collect(),
+        egress: proposal.declared.egress.clone().map(|items| v1::StringList { items }),
+        budget_tokens: proposal.declared.budget_tokens.unwrap_or_default(),
+        components: proposal
+            .declared
+            .components
+            .iter()
+            .map(|(name, component)| v1::Component {
+                name: name.clone(),
+                paths: component.paths.clone(),
+                description: component.description.clone(),
+            })
+            .collect(),
+    }
+}
+
+/// Shows what differs between two proposals of a job.
+pub fn proposal_diff(job: &JobId, former: &Proposal, now: &Proposal) -> v1::ProposalDiff {
+    let facts = difference::changes(former, now);
+    v1::ProposalDiff {
+        job: job.to_string(),
+        former_digest: former.digest.to_string(),
+        digest: now.digest.to_string(),
+        facts: facts
+            .into_iter()
+            .map(|change| v1::FactChange { fact: change.fact, former: change.former, now: change.now })
+            .collect(),
+        dockerfile: difference::lines(&former.recipe.dockerfile, &now.recipe.dockerfile),
     }
 }
 

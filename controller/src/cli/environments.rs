@@ -13,6 +13,8 @@ use super::{Session, render};
 pub(super) enum EnvCommand {
     /// Show a job's proposal: environment, plan, agent, and the digest to approve
     Show(ShowArgs),
+    /// Show what a changed CI configuration changed of the proposal that was approved
+    Diff(DiffArgs),
     /// Derive the environment that a CI configuration stands for; needs no controller
     Derive(super::derive::DeriveArgs),
 }
@@ -41,8 +43,17 @@ pub(super) struct DiffArgs {
 pub(super) async fn run(command: EnvCommand, session: &Session) -> Result<Exit, CliError> {
     match command {
         EnvCommand::Show(args) => show(args, session).await,
+        EnvCommand::Diff(args) => proposal_diff(args, session).await,
         EnvCommand::Derive(args) => super::derive::run(args, session).await,
     }
+}
+
+async fn proposal_diff(args: DiffArgs, session: &Session) -> Result<Exit, CliError> {
+    let connection = session.connect()?;
+    let request = v1::GetProposalDiffRequest { job: args.job };
+    let diff = connection.read(async || connection.jobs().get_proposal_diff(request.clone()).await).await?;
+    session.output.show(|| shape::jobs::proposal_diff(&diff), || render::proposal::diff(&diff))?;
+    Ok(Exit::OK)
 }
 
 async fn show(args: ShowArgs, session: &Session) -> Result<Exit, CliError> {

@@ -118,7 +118,7 @@ fn key_of(key: Option<&Node>, variables: &mut Variables<'_>) -> Result<(String, 
 }
 
 /// Makes a path relative to the workspace, or says why it cannot be kept.
-fn usable(path: &str) -> Result<String, &'static str> {
+pub(super) fn usable(path: &str) -> Result<String, &'static str> {
     let inside = path.strip_prefix(WORKSPACE).filter(|rest| rest.is_empty() || rest.starts_with('/'));
     let (absolute, rest) = match inside {
         Some(rest) => (false, rest),

@@ -18,7 +18,7 @@ const MAX_ALIASES: usize = 16;
 /// How long a role in a container's name may be.
 const MAX_NAME_LETTERS: usize = 40;
 /// Roles that containers of devfleet itself have.
-const TAKEN: [&str; 11] =
+pub(super) const TAKEN: [&str; 11] =
     ["checkout", "setup", "agent", "verify", "collect", "hold", "devbox", "build", "workspace", "network", "gateway"];
 
 /// The services of a job.
@@ -115,7 +115,7 @@ impl Services {
 }
 
 /// Explicit aliases first, then the derived ones; the first service to claim a name keeps it.
-fn own_aliases(
+pub(super) fn own_aliases(
     explicit: &str,
     image: &ImageName,
     taken: &mut BTreeSet<String>,
@@ -139,7 +139,7 @@ fn own_aliases(
     own
 }
 
-fn is_host_name(alias: &str) -> bool {
+pub(super) fn is_host_name(alias: &str) -> bool {
     alias.len() <= 253
         && alias.starts_with(|first: char| first.is_ascii_alphanumeric())
         && alias.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter))
@@ -147,7 +147,7 @@ fn is_host_name(alias: &str) -> bool {
 }
 
 /// A role for the container's name: the first alias in `[a-z0-9-]`, unique.
-fn role(alias: Option<&String>, image: &ImageName, names: &mut BTreeSet<String>) -> String {
+pub(super) fn role(alias: Option<&String>, image: &ImageName, names: &mut BTreeSet<String>) -> String {
     let base = alias.map_or(image.base(), String::as_str).to_ascii_lowercase();
     let safe: String = base.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect();
     let short: String = safe.trim_matches('-').chars().take(MAX_NAME_LETTERS).collect();
@@ -162,7 +162,7 @@ fn role(alias: Option<&String>, image: &ImageName, names: &mut BTreeSet<String>)
     name
 }
 
-fn is_docker(image: &ImageName) -> bool {
+pub(super) fn is_docker(image: &ImageName) -> bool {
     image.base() == "docker"
         || image.base().split('-').any(|piece| piece == "dind")
         || image.tag.as_deref().is_some_and(|tag| tag.contains("dind"))

@@ -213,6 +213,10 @@ impl Forge for PlainGit {
         self.blob(commit, path).await
     }
 
+    async fn ci_variables(&self, _names: &[String]) -> Result<BTreeMap<String, Result<Secret, String>>, ForgeError> {
+        Ok(BTreeMap::new())
+    }
+
     async fn git_access(&self) -> Result<GitAccess, ForgeError> {
         Ok(GitAccess { url: self.remote.address.clone(), login: self.remote.login.clone() })
     }

@@ -6,6 +6,9 @@
 mod answers;
 mod client;
 mod config;
+mod variables;
+
+use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use devfleet_shared::secret::Secret;
@@ -202,6 +205,10 @@ impl Forge for GitLab {
             Err(ForgeError::NotFound { detail, .. }) if detail.to_ascii_lowercase().contains("file") => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    async fn ci_variables(&self, names: &[String]) -> Result<BTreeMap<String, Result<Secret, String>>, ForgeError> {
+        variables::read(self, names).await
     }
 
     async fn git_access(&self) -> Result<GitAccess, ForgeError> {

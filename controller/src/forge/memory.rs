@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use devfleet_shared::id::Digest;
+use devfleet_shared::secret::Secret;
 
 use super::{Base, CiConfig, Forge, ForgeError, GitAccess, MergeRequest, MergeRequestDraft};
 
@@ -17,6 +18,8 @@ pub enum Verb {
     CiConfig,
     /// [`Forge::read_file`].
     ReadFile,
+    /// [`Forge::ci_variables`].
+    CiVariables,
     /// [`Forge::git_access`].
     GitAccess,
     /// [`Forge::ensure_merge_request`].
@@ -47,6 +50,7 @@ struct State {
     failures: BTreeMap<Verb, VecDeque<(When, ForgeError)>>,
     merged: Option<CiConfig>,
     access: Option<GitAccess>,
+    variables: BTreeMap<String, String>,
 }
 
 /// A forge in memory. Its default branch is `main`, its CI configuration `.gitlab-ci.yml`.
@@ -81,6 +85,11 @@ impl MemoryForge {
     /// Sets what [`Forge::ci_config`] answers at every commit that exists.
     pub fn set_ci_config(&self, config: CiConfig) {
         self.state().merged = Some(config);
+    }
+
+    /// Sets a CI variable that stands in no file.
+    pub fn set_ci_variable(&self, name: &str, value: &str) {
+        self.state().variables.insert(name.to_owned(), value.to_owned());
     }
 
     /// Sets what [`Forge::git_access`] answers.
@@ -158,6 +167,13 @@ impl Forge for MemoryForge {
 
     async fn read_file(&self, commit: &str, path: &str) -> Result<Option<Vec<u8>>, ForgeError> {
         self.act(Verb::ReadFile, |state| Ok(state.tree(commit)?.get(path.trim_start_matches('/')).cloned()))
+    }
+
+    async fn ci_variables(&self, names: &[String]) -> Result<BTreeMap<String, Result<Secret, String>>, ForgeError> {
+        self.act(Verb::CiVariables, |state| {
+            let wanted = state.variables.iter().filter(|(name, _)| names.contains(name));
+            Ok(wanted.map(|(name, value)| (name.clone(), Ok(Secret::new(value.as_str())))).collect())
+        })
     }
 
     async fn git_access(&self) -> Result<GitAccess, ForgeError> {

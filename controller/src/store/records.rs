@@ -12,7 +12,7 @@ pub mod leadership;
 use std::time::Duration;
 
 use devfleet_shared::assignment::{AgentSpec, Limits};
-use devfleet_shared::attempt::{AttemptResult, Phase};
+use devfleet_shared::attempt::{AttemptResult, Phase, Step};
 use devfleet_shared::clock::Timestamp;
 use devfleet_shared::environment::{EnvironmentSpec, Recipe};
 use devfleet_shared::id::{AgentName, AttemptId, Digest, HostId, JobId, ProjectName};
@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Change, StoreError};
+use crate::environment::overrides::Declared;
 use crate::environment::{Alternative, Dropped, ReportLine};
 use crate::forge::{Base, MergeRequest};
 
@@ -40,6 +41,11 @@ pub mod key {
     /// A job's proposal.
     pub fn proposal(job: &JobId) -> String {
         format!("{PREFIX}jobs/{job}/proposal")
+    }
+
+    /// The proposal that stood before, when a changed CI configuration brought another.
+    pub fn former_proposal(job: &JobId) -> String {
+        format!("{PREFIX}jobs/{job}/former-proposal")
     }
 
     /// A job's state.
@@ -100,7 +106,7 @@ pub struct JobSpec {
     pub submitted: Timestamp,
 }
 
-/// What a person approves. Written once.
+/// What a person approves. Written by the gates; again only when the CI configuration changed before the start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Proposal {
     /// Over everything that decides what will happen; see [`Proposal::digest_of`].
@@ -133,10 +139,20 @@ pub struct Proposal {
     pub notes: Vec<String>,
     /// How sure the derivation is, 0 to 1.
     pub confidence: f64,
+    /// What the repository declares beside its environment.
+    #[serde(default, skip_serializing_if = "Declared::is_empty")]
+    pub declared: Declared,
+    /// The CI variables that are read from the forge at run time, and the steps that get each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ci_variables: BTreeMap<String, Vec<Step>>,
+    /// Over what was read to derive it. Equal: nothing has changed that the environment comes from.
+    #[serde(default)]
+    pub source: Option<Digest>,
 }
 
 impl Proposal {
-    /// Hashes what an approval binds: task, plan, environment, recipe, base commit, remote, agent and limits.
+    /// Hashes what an approval binds: task, plan, environment, recipe, base commit, remote, agent, limits, what the
+    /// repository declares, and the names of the CI variables that are handed over.
     pub fn digest_of(&self) -> Result<Digest, serde_json::Error> {
         let parts = [
             serde_json::to_vec(&self.task)?,
@@ -147,6 +163,8 @@ impl Proposal {
             serde_json::to_vec(&self.repository)?,
             serde_json::to_vec(&self.agent)?,
             serde_json::to_vec(&self.limits)?,
+            serde_json::to_vec(&self.declared)?,
+            serde_json::to_vec(&self.ci_variables)?,
         ];
         Ok(Digest::over(parts.iter().map(Vec::as_slice)))
     }
@@ -181,6 +199,9 @@ pub struct JobState {
     pub not_before: Timestamp,
     /// What went wrong at the last try, for people.
     pub trouble: Option<String>,
+    /// When the CI configuration was last seen to be the one that was approved.
+    #[serde(default)]
+    pub current: Option<Timestamp>,
 }
 
 impl JobState {
@@ -200,6 +221,7 @@ impl JobState {
             tries: 0,
             not_before: Timestamp::default(),
             trouble: None,
+            current: None,
         }
     }
 
@@ -210,6 +232,13 @@ impl JobState {
         self.tries = 0;
         self.not_before = Timestamp::default();
         self.trouble = None;
+    }
+
+    /// Takes over what the state says of the proposal that stands.
+    pub fn note_proposal(&mut self, proposal: &Proposal) {
+        self.proposal = Some(proposal.digest.clone());
+        self.base = Some(proposal.base.clone());
+        self.resources = proposal.limits.resources;
     }
 
     /// Returns the attempt under way or last under way.

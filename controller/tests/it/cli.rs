@@ -10,13 +10,14 @@ mod up;
 
 use fake::{DIGEST, Fake, JOB, Ran, TOKEN, Then, job, record, refusal};
 
-const READS: [&[&str]; 11] = [
+const READS: [&[&str]; 12] = [
     &["projects", "list"],
     &["jobs", "list"],
     &["jobs", "show", "0b5e"],
     &["env", "show", "0b5e"],
     &["env", "show", "0b5e", "--report"],
     &["env", "show", "0b5e", "--dockerfile"],
+    &["env", "diff", "0b5e"],
     &["diff", "0b5e"],
     &["hosts", "list"],
     &["hosts", "show", "box1"],

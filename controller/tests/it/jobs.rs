@@ -116,6 +116,9 @@ fn proposal() -> Proposal {
         dropped: Vec::new(),
         notes: Vec::new(),
         confidence: 1.0,
+        declared: Default::default(),
+        ci_variables: BTreeMap::new(),
+        source: None,
     }
 }
 

@@ -4,6 +4,7 @@ mod cli;
 mod derivation;
 mod e2e;
 mod forge_contract;
+mod gates;
 mod identity;
 mod jobs;
 mod leader;

@@ -24,6 +24,11 @@ pub fn proposal(proposal: &v1::Proposal) -> String {
         out.push_str(&heading("Environment"));
         out.push_str(&indented(&self::environment(environment)));
     }
+    let declared = declared(proposal);
+    if !declared.is_empty() {
+        out.push_str(&heading("Beside the environment"));
+        out.push_str(&indented(&declared));
+    }
     out.push_str(&heading("Plan"));
     out.push_str(&indented(if proposal.plan.trim().is_empty() { "(none)" } else { &proposal.plan }));
     let id = short(&proposal.job);
@@ -50,6 +55,51 @@ fn environment(environment: &v1::Environment) -> String {
         ("setup", environment.setup.join("\n")),
         ("verify", environment.verify.join("\n")),
     ])
+}
+
+/// What an approval covers beside environment and plan.
+fn declared(proposal: &v1::Proposal) -> String {
+    let variables =
+        proposal.ci_variables.iter().map(|variable| format!("{} for {}", variable.name, variable.steps.join(", ")));
+    let egress = proposal.egress.as_ref().map(|list| match list.items.as_slice() {
+        [] => "nothing (not enforced yet)".to_owned(),
+        hosts => format!("{} (not enforced yet)", hosts.join(", ")),
+    });
+    let budget = match proposal.budget_tokens {
+        0 => String::new(),
+        tokens => format!("{tokens} tokens (not enforced yet)"),
+    };
+    let components = proposal.components.iter().map(|component| {
+        let paths = component.paths.join(", ");
+        if component.description.is_empty() {
+            format!("{}: {paths}", component.name)
+        } else {
+            format!("{}: {paths} ({})", component.name, component.description)
+        }
+    });
+    fields([
+        ("CI variables", lines(variables)),
+        ("egress", egress.unwrap_or_default()),
+        ("budget", budget),
+        ("components", lines(components)),
+    ])
+}
+
+/// Shows what differs between the proposal that was approved and the one that stands.
+pub fn diff(diff: &v1::ProposalDiff) -> String {
+    let mut out =
+        fields([("job", diff.job.clone()), ("approved", diff.former_digest.clone()), ("now", diff.digest.clone())]);
+    for change in &diff.facts {
+        out.push_str(&heading(&change.fact));
+        let side = |mark: &str, text: &str| text.lines().map(|line| format!("{mark}{line}\n")).collect::<String>();
+        out.push_str(&indented(&format!("{}{}", side("- ", &change.former), side("+ ", &change.now))));
+    }
+    if !diff.dockerfile.is_empty() {
+        out.push_str(&heading("Dockerfile"));
+        out.push_str(&indented(&diff.dockerfile));
+    }
+    out.push_str(&format!("\nTo approve what stands now: devfleet approve {}\n", short(&diff.job)));
+    out
 }
 
 fn lines(items: impl Iterator<Item = String>) -> String {
@@ -171,6 +221,56 @@ Where each fact comes from: devfleet env show 0b5e1d2c --report
 To run it by hand: devfleet env show 0b5e1d2c --dockerfile, --compose
 ";
         assert_eq!(paint(&proposal(&sample()), false), expected);
+    }
+
+    #[test]
+    fn what_is_declared_beside_the_environment_is_shown_too() {
+        let variable = v1::CiVariable { name: "TOKEN".into(), steps: vec!["setup".into(), "verify".into()] };
+        let component = v1::Component { name: "api".into(), paths: vec!["api/**".into()], description: String::new() };
+        let proposal = v1::Proposal {
+            ci_variables: vec![variable],
+            egress: Some(v1::StringList { items: vec!["pypi.org".into()] }),
+            budget_tokens: 9_000,
+            components: vec![component],
+            ..sample()
+        };
+        let text = paint(&super::proposal(&proposal), false);
+        let expected = "Beside the environment
+  CI variables:  TOKEN for setup, verify
+  egress:        pypi.org (not enforced yet)
+  budget:        9000 tokens (not enforced yet)
+  components:    api: api/**
+";
+        assert!(text.contains(expected), "{text}");
+    }
+
+    #[test]
+    fn a_difference_shows_both_sides_of_each_fact() {
+        let change = v1::FactChange { fact: "image".into(), former: "ruby:3.1".into(), now: "ruby:3.2".into() };
+        let diff = v1::ProposalDiff {
+            job: "0b5e1d2c-1111-4222-8333-444444444444".into(),
+            former_digest: "sha256:a".into(),
+            digest: "sha256:b".into(),
+            facts: vec![change],
+            dockerfile: "- FROM ruby:3.1\n+ FROM ruby:3.2\n  USER 0\n".into(),
+        };
+        let expected = "\
+job:       0b5e1d2c-1111-4222-8333-444444444444
+approved:  sha256:a
+now:       sha256:b
+
+image
+  - ruby:3.1
+  + ruby:3.2
+
+Dockerfile
+  - FROM ruby:3.1
+  + FROM ruby:3.2
+    USER 0
+
+To approve what stands now: devfleet approve 0b5e1d2c
+";
+        assert_eq!(paint(&super::diff(&diff), false), expected);
     }
 
     #[test]

@@ -154,6 +154,36 @@ pub fn proposal(proposal: &v1::Proposal) -> Shape {
         ("ci_job", text(&proposal.ci_job)),
         ("alternatives", list(&proposal.alternatives, alternative)),
         ("dropped", list(&proposal.dropped, dropped)),
+        ("ci_variables", list(&proposal.ci_variables, ci_variable)),
+        ("egress", optional(&proposal.egress, strings)),
+        ("budget_tokens", if proposal.budget_tokens == 0 { Shape::Null } else { proposal.budget_tokens.into() }),
+        ("components", list(&proposal.components, component)),
+    ])
+}
+
+fn ci_variable(variable: &v1::CiVariable) -> Shape {
+    record([("name", text(&variable.name)), ("steps", (&variable.steps).into())])
+}
+
+fn component(component: &v1::Component) -> Shape {
+    record([
+        ("name", text(&component.name)),
+        ("paths", (&component.paths).into()),
+        ("description", text(&component.description)),
+    ])
+}
+
+/// Shapes what differs between the proposal that was approved and the one that stands.
+pub fn proposal_diff(diff: &v1::ProposalDiff) -> Shape {
+    let change = |change: &v1::FactChange| {
+        record([("fact", text(&change.fact)), ("former", text(&change.former)), ("now", text(&change.now))])
+    };
+    record([
+        ("job", text(&diff.job)),
+        ("former_digest", text(&diff.former_digest)),
+        ("digest", text(&diff.digest)),
+        ("facts", list(&diff.facts, change)),
+        ("dockerfile", text(&diff.dockerfile)),
     ])
 }
 

@@ -105,3 +105,15 @@ pub(super) struct Version {
 pub(super) struct OwnToken {
     pub(super) scopes: Option<Vec<String>>,
 }
+
+/// A CI variable of the project. Has no `Debug`: it holds a value.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Variable {
+    pub(super) key: Option<String>,
+    pub(super) value: Option<String>,
+    pub(super) variable_type: Option<String>,
+    pub(super) environment_scope: Option<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) protected: bool,
+}

@@ -172,6 +172,17 @@ impl Jobs for Canned {
         self.asked("WatchJob", &request)?;
         Ok(self.script(|script| stream(&mut script.watch)))
     }
+    async fn get_proposal_diff(&self, request: Request<v1::GetProposalDiffRequest>) -> Answer<v1::ProposalDiff> {
+        self.asked("GetProposalDiff", &request)?;
+        let change = v1::FactChange { fact: "image".into(), former: "python:3.11".into(), now: "python:3.12".into() };
+        Ok(Response::new(v1::ProposalDiff {
+            job: JOB.into(),
+            former_digest: DIGEST.into(),
+            digest: DIGEST.into(),
+            facts: vec![change],
+            dockerfile: String::new(),
+        }))
+    }
     async fn get_proposal(&self, request: Request<v1::GetProposalRequest>) -> Answer<v1::Proposal> {
         self.asked("GetProposal", &request)?;
         let recipe = v1::Recipe { dockerfile: "FROM python\nRUN \x1b[1mtrue\n".into(), ..v1::Recipe::default() };

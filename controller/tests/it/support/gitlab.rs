@@ -184,6 +184,26 @@ impl GitLabStandIn {
         self.shared.state().project(project.id).lint = Some(answer);
     }
 
+    /// Sets a CI variable of a project; `more` goes over what GitLab answers of a plain one.
+    pub(crate) fn set_variable(&self, project: &ProjectHandle, name: &str, value: &str, more: &serde_json::Value) {
+        let mut variable = serde_json::json!({
+            "variable_type": "env_var", "key": name, "value": value, "hidden": false, "protected": false,
+            "masked": true, "raw": false, "environment_scope": "*", "description": null,
+        });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            variable[key] = value.clone();
+        }
+        let mut guard = self.shared.state();
+        let variables = &mut guard.project(project.id).variables;
+        variables.retain(|known| known["key"] != name || known["environment_scope"] != variable["environment_scope"]);
+        variables.push(variable);
+    }
+
+    /// Takes a CI variable away.
+    pub(crate) fn remove_variable(&self, project: &ProjectHandle, name: &str) {
+        self.shared.state().project(project.id).variables.retain(|known| known["key"] != name);
+    }
+
     /// Sets the state of a merge request: `opened`, `closed` or `merged`.
     pub(crate) fn set_merge_request_state(&self, project: &ProjectHandle, number: u64, state: &str) {
         let mut guard = self.shared.state();

@@ -40,6 +40,7 @@ pub(super) fn answer(shared: &Arc<Shared>, route: Route, asked: &Asked) -> Respo
         Route::Branch => branch(shared, id, asked),
         Route::File => file(shared, id, asked),
         Route::Lint => lint::answer(shared, id, asked),
+        Route::Variables => variables(shared, id, asked),
         Route::MergeRequests => merge_requests::list(shared, id, asked),
         Route::MergeRequest => merge_requests::show(shared, id, asked),
         Route::CreateMergeRequest => merge_requests::create(shared, id, asked),
@@ -94,7 +95,8 @@ fn refuse_token(asked: &Asked) -> Option<Response> {
 fn visible_project(shared: &Shared, asked: &Asked) -> Option<u64> {
     let mut state = shared.state();
     let id = state.find(asked.segments.get(3)?)?;
-    let member = matches!(asked.principal, Principal::Token(Standing::Developer | Standing::Guest, _));
+    let member =
+        matches!(asked.principal, Principal::Token(Standing::Developer | Standing::Maintainer | Standing::Guest, _));
     (member || state.project(id).public).then_some(id)
 }
 
@@ -111,6 +113,7 @@ fn project(shared: &Shared, id: u64, asked: &Asked) -> Response {
     let empty = repository::resolve(&project.git_dir, "refs/heads/main").is_none();
     let level = match asked.principal {
         Principal::Token(Standing::Developer, _) => json!({"access_level": 30, "notification_level": 3}),
+        Principal::Token(Standing::Maintainer, _) => json!({"access_level": 40, "notification_level": 3}),
         Principal::Token(Standing::Guest, _) => json!({"access_level": 10, "notification_level": 3}),
         _ => Value::Null,
     };
@@ -132,6 +135,24 @@ fn project(shared: &Shared, id: u64, asked: &Asked) -> Response {
             "permissions": {"project_access": level, "group_access": Value::Null},
         }),
     )
+}
+
+/// One page of the CI variables; Maintainers alone see them.
+fn variables(shared: &Shared, id: u64, asked: &Asked) -> Response {
+    if !matches!(asked.principal, Principal::Token(Standing::Maintainer, _)) {
+        return message(403, "403 Forbidden");
+    }
+    let all = shared.state().project(id).variables.clone();
+    let number =
+        |name: &str, default: usize| asked.query.get(name).and_then(|text| text.parse().ok()).unwrap_or(default);
+    let (page, size) = (number("page", 1), number("per_page", 20).min(100));
+    let shown: Vec<Value> = all.iter().skip((page - 1) * size).take(size).cloned().collect();
+    let mut response = reply(200, &Value::Array(shown));
+    if all.len() > page * size {
+        let link = format!("<{}{}?per_page={size}&page={}>; rel=\"next\"", shared.url, asked.path, page + 1);
+        response.headers_mut().insert("link", link.parse().expect("a link is a header value"));
+    }
+    response
 }
 
 fn branch(shared: &Shared, id: u64, asked: &Asked) -> Response {

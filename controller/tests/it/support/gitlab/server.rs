@@ -151,6 +151,7 @@ fn route_of(asked: &Asked) -> Route {
             ("GET", ["repository", "branches", _]) => Route::Branch,
             ("GET", ["repository", "files", _] | ["repository", "files", _, "raw"]) => Route::File,
             ("GET", ["ci", "lint"]) => Route::Lint,
+            ("GET", ["variables"]) => Route::Variables,
             ("GET", ["merge_requests"]) => Route::MergeRequests,
             ("POST", ["merge_requests"]) => Route::CreateMergeRequest,
             ("GET", ["merge_requests", _]) => Route::MergeRequest,

@@ -23,6 +23,8 @@ pub(crate) enum Route {
     File,
     /// `GET …/ci/lint`.
     Lint,
+    /// `GET …/variables`.
+    Variables,
     /// `GET …/merge_requests`.
     MergeRequests,
     /// `GET …/merge_requests/:iid`.
@@ -82,6 +84,8 @@ impl Scope {
 pub(crate) enum Standing {
     /// A member of every project who may push.
     Developer,
+    /// One who may also read its settings.
+    Maintainer,
     /// A member who may not see code.
     Guest,
     /// A member of no project.
@@ -142,6 +146,8 @@ pub(super) struct StoredProject {
     pub(super) git_dir: PathBuf,
     pub(super) public: bool,
     pub(super) lint: Option<LintAnswer>,
+    /// CI variables as GitLab answers them.
+    pub(super) variables: Vec<serde_json::Value>,
     pub(super) merge_requests: Vec<StoredMergeRequest>,
     pub(super) issues: Vec<StoredIssue>,
 }
@@ -153,6 +159,7 @@ impl StoredProject {
             git_dir,
             public: false,
             lint: None,
+            variables: Vec::new(),
             merge_requests: Vec::new(),
             issues: Vec::new(),
         }
