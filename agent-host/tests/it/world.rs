@@ -111,6 +111,7 @@ impl Controller for MemoryController {
         Ok(Grant {
             variables: BTreeMap::from([("MODEL_KEY".to_owned(), Secret::new(secret))]),
             git: Some(GitLogin { username: "git".into(), password: Secret::new("forge-password-93aa1") }),
+            step_variables: Default::default(),
             registries: Vec::new(),
         })
     }
