@@ -39,6 +39,8 @@ pub mod label {
     pub const EXPIRES: &str = "devfleet.expires";
     /// On images that are kept: the cache key.
     pub const IMAGE_KEY: &str = "devfleet.image-key";
+    /// On images that are kept: the digest of the recipe.
+    pub const RECIPE: &str = "devfleet.recipe";
     /// The value of [`APP`].
     pub const APP_VALUE: &str = "devfleet";
 }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use devfleet_shared::assignment::mirror_key;
 use devfleet_shared::id::Digest;
 use devfleet_shared::secret::Secret;
 use tracing::{info, warn};
@@ -354,8 +355,7 @@ impl Mirrors {
     }
 
     fn place(&self, url: &str) -> Place {
-        let key = Digest::of(url.trim_end_matches('/').trim_end_matches(".git").as_bytes());
-        let dir = self.root.join(&key.as_str()["sha256:".len()..][..24]);
+        let dir = self.root.join(mirror_key(url));
         Place { mirror: dir.join("mirror.git"), dir }
     }
 }

@@ -9,6 +9,7 @@ pub mod access;
 pub mod fleet;
 pub mod jobs;
 pub mod session;
+mod settings;
 pub mod show;
 
 use std::collections::HashMap;

@@ -5,50 +5,67 @@
 
 use std::time::Duration;
 
-use devfleet_shared::attempt::AttemptResult;
+use devfleet_shared::attempt::{AttemptResult, FailureReason};
 use devfleet_shared::backoff::Backoff;
 
 use crate::store::records::AttemptRecord;
 
-/// How often a job may lose its host. Such an attempt is not counted against the job: it did nothing wrong.
-const LOSSES: u32 = 5;
+/// So often hosts may refuse a job before that is a result: more means that planning and hosts disagree.
+const REFUSALS_MOST: u32 = 50;
+/// So often a job may lose its host before that is a result.
+const LOSSES_MOST: u32 = 5;
 
-/// The attempts at a job so far.
+/// What a job's attempts so far came to, with the one that just ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Made {
-    /// Those that ended by themselves or are under way.
-    pub own: u32,
-    /// Those that were lost with their host.
+    /// Attempts that count against the project's `max_attempts`.
+    pub charged: u32,
+    /// Attempts that their hosts did not take on.
+    pub refused: u32,
+    /// Attempts that were lost with their hosts: the job did nothing wrong.
     pub lost: u32,
 }
 
 impl Made {
     /// Counts attempts.
     pub fn of(attempts: &[AttemptRecord]) -> Made {
-        let lost = attempts.iter().filter(|attempt| attempt.result() == Some(&AttemptResult::Lost)).count() as u32;
-        Made { own: attempts.len() as u32 - lost, lost }
+        let count = |is: fn(&AttemptResult) -> bool| {
+            attempts.iter().filter(|attempt| attempt.result().is_some_and(is)).count() as u32
+        };
+        let (refused, lost) = (count(is_refusal), count(|result| *result == AttemptResult::Lost));
+        Made { charged: attempts.len() as u32 - refused - lost, refused, lost }
     }
+}
+
+/// Says whether an attempt that ended so was not taken on by its host: it does not count.
+pub fn is_refusal(result: &AttemptResult) -> bool {
+    matches!(result, AttemptResult::Failed(failure) if failure.reason == FailureReason::NoRoom)
 }
 
 /// Says whether a job whose attempt ended so gets another: the pause before it, or nothing.
 pub fn retry(result: &AttemptResult, made: Made, max_attempts: u32, cancelled: bool) -> Option<Duration> {
     let deserves = match result {
-        AttemptResult::Lost => made.lost <= LOSSES,
-        AttemptResult::Failed(failure) => failure.reason.is_retryable() && made.own < max_attempts,
+        AttemptResult::Lost => true,
+        AttemptResult::Failed(failure) => failure.reason.is_retryable(),
         AttemptResult::Succeeded { .. } | AttemptResult::NoChange | AttemptResult::Cancelled => false,
     };
     let pace = Backoff { first: Duration::from_secs(5), ceiling: Duration::from_secs(300) };
-    (deserves && !cancelled).then(|| pace.pause(made.own + made.lost, 1.0))
+    let allowed = match result {
+        AttemptResult::Lost => made.lost <= LOSSES_MOST,
+        other if is_refusal(other) => made.refused <= REFUSALS_MOST,
+        _ => made.charged < max_attempts,
+    };
+    (deserves && !cancelled && allowed).then(|| pace.pause(made.charged + made.refused + made.lost, 1.0))
 }
 
 #[cfg(test)]
 mod tests {
-    use devfleet_shared::attempt::{Failure, FailureReason};
+    use devfleet_shared::attempt::Failure;
 
     use super::*;
 
-    fn check(result: AttemptResult, (own, lost): (u32, u32), cancelled: bool, expected: bool) {
-        let made = Made { own, lost };
+    fn check(result: AttemptResult, (charged, lost): (u32, u32), cancelled: bool, expected: bool) {
+        let made = Made { charged, refused: 0, lost };
         assert_eq!(retry(&result, made, 2, cancelled).is_some(), expected, "{result:?} {made:?} {cancelled}");
     }
 
@@ -72,8 +89,16 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_does_not_count_but_does_not_go_on_for_ever() {
+        let refused = failed(FailureReason::NoRoom);
+        assert!(retry(&refused, Made { charged: 0, refused: 1, lost: 0 }, 1, false).is_some());
+        assert!(retry(&refused, Made { charged: 0, refused: REFUSALS_MOST + 1, lost: 0 }, 9, false).is_none());
+        assert!(retry(&AttemptResult::Lost, Made { charged: 1, refused: 40, lost: 1 }, 2, false).is_some());
+    }
+
+    #[test]
     fn the_pause_grows() {
-        let pause = |lost| retry(&AttemptResult::Lost, Made { own: 0, lost }, 9, false).expect("it is tried again");
+        let pause = |lost| retry(&AttemptResult::Lost, Made { charged: 0, refused: 0, lost }, 9, false).expect("again");
         assert!(pause(2) > pause(1));
     }
 }

@@ -180,6 +180,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         tokens: tokens.clone(),
         authority: authority.clone(),
         forges: forges.clone(),
+        max_running: config.max_running,
         clock: clock.clone(),
     };
     let parts = SessionParts { view: view.clone(), jobs, sessions, logs: logs.clone(), prover, timers: config.timers };

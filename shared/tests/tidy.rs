@@ -14,6 +14,7 @@ const OPENING_LINES: usize = 10;
 
 /// Plain functions of values; a folder stands for every file in it.
 const DECIDERS: &[&str] = &[
+    "shared/src/admission.rs",
     "shared/src/assignment.rs",
     "shared/src/attempt.rs",
     "shared/src/environment.rs",
@@ -25,9 +26,11 @@ const DECIDERS: &[&str] = &[
     "controller/src/environment.rs",
     "controller/src/environment/",
     "controller/src/expiry.rs",
+    "controller/src/reconcile/snapshot.rs",
     "controller/src/gates/difference.rs",
     "controller/src/retries.rs",
     "controller/src/scheduler.rs",
+    "controller/src/scheduler/",
     "controller/src/timers.rs",
     "agent-host/src/assignments.rs",
     "agent-host/src/attempt/course.rs",

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use devfleet_shared::admission;
 use devfleet_shared::attempt::{Failure, FailureReason};
 use devfleet_shared::backoff::Backoff;
 use devfleet_shared::error::Chain;
@@ -46,8 +47,9 @@ impl Attempt {
         let space = Space::at(&path).map_err(|error| full(format!("failed to {}", Chain(&error))))?;
         let wanted = self.assignment.limits.resources;
         let free = disk::free(wanted, Default::default(), &space);
-        let admitted = disk::admit(&free, &wanted).map_err(|refused| {
-            full(format!("failed to {refused}; free some, for example with `docker system df` and `devfleet sweep`"))
+        let admitted = admission::admit(&free, &wanted).map_err(|refused| {
+            let advice = "free some, for example with `docker system df` and `devfleet sweep`";
+            Failure { reason: FailureReason::NoRoom, message: format!("failed to {refused}; {advice}") }
         });
         Ok(admitted?)
     }

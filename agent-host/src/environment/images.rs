@@ -179,6 +179,7 @@ impl Images {
         let mut labels = ours.clone();
         labels.insert(label::ROLE.into(), "image".into());
         labels.insert(label::IMAGE_KEY.into(), key.to_string());
+        labels.insert(label::RECIPE.into(), request.recipe.digest.to_string());
         labels.insert(label::CREATED.into(), request.created.0.to_string());
         let build = ImageBuild {
             tag,

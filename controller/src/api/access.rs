@@ -53,6 +53,8 @@ const TABLE: &[(&str, Access)] = &[
     ("/devfleet.v1.Fleet/RevokeToken", Access::Role(Role::Operator)),
     ("/devfleet.v1.Fleet/Sweep", Access::Role(Role::Operator)),
     ("/devfleet.v1.Fleet/Doctor", Access::Role(Role::Viewer)),
+    ("/devfleet.v1.Fleet/GetSettings", Access::Role(Role::Viewer)),
+    ("/devfleet.v1.Fleet/SetSettings", Access::Role(Role::Operator)),
     ("/devfleet.v1.Fleet/Join", Access::Anyone),
     ("/devfleet.v1.Fleet/RenewCertificate", Access::Host),
     ("/devfleet.v1.Session/Open", Access::Host),

@@ -122,6 +122,7 @@ impl Fleet {
             issue: None,
             submitted_by: "ada".into(),
             submitted: Timestamp(1),
+            priority: 0,
         };
         let then = vec![put(key::spec(&id), &spec).expect("put"), put(key::state(&id), &state).expect("put")];
         let outcome = self.store.commit(Transaction { when: Vec::new(), then }).await.expect("commit");
