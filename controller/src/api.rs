@@ -8,6 +8,7 @@
 pub mod access;
 pub mod fleet;
 pub mod jobs;
+pub mod passing;
 pub mod session;
 mod settings;
 pub mod show;
@@ -67,6 +68,7 @@ fn invalid_id(error: &InvalidId) -> Status {
 fn store_status(error: &StoreError) -> Status {
     let (code, reason) = match error {
         StoreError::DiskFull => (Code::ResourceExhausted, "STORE_DISK_FULL"),
+        StoreError::QuotaReached => (Code::ResourceExhausted, "STORE_QUOTA_REACHED"),
         StoreError::OutOfBounds { .. } => (Code::InvalidArgument, "OUT_OF_BOUNDS"),
         error if error.is_retryable() => (Code::Unavailable, "STORE_UNAVAILABLE"),
         _ => (Code::Internal, "STORE_FAILED"),

@@ -1,5 +1,7 @@
 //! The controller's TOML. Every field has a default but the data directory; unknown keys are refused.
 
+mod store;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -7,6 +9,7 @@ use devfleet_shared::units::Span;
 use serde::Deserialize;
 
 use crate::timers::Timers;
+pub use store::{EtcdConfig, StoreConfig};
 
 /// The controller's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -29,6 +32,15 @@ pub struct Config {
     /// How hosts prove that they are there, and when their jobs are given to others.
     #[serde(default)]
     pub timers: Timers,
+    /// Where the fleet's authority lies, `authority.pem` and `authority.key`. `None`: `ca` in the data directory.
+    pub ca_dir: Option<PathBuf>,
+    /// Where other controllers reach this one, `https://name:port`. `None`: the first of `names`, and the port.
+    pub address: Option<String>,
+    /// Where logs and diffs are kept. `None`: in the data directory. Several controllers share one directory.
+    pub files_dir: Option<PathBuf>,
+    /// Where decisions are kept.
+    #[serde(default)]
+    pub store: StoreConfig,
 }
 
 /// A configuration that cannot be used.
@@ -71,6 +83,10 @@ impl Config {
             max_running: default_max_running(),
             connection_age: default_connection_age(),
             timers: Timers::default(),
+            ca_dir: None,
+            address: None,
+            files_dir: None,
+            store: StoreConfig::default(),
         }
     }
 
@@ -89,6 +105,16 @@ impl Config {
         if !self.data_dir.is_absolute() {
             return Err(ConfigError::Value { key: "data_dir", problem: "write an absolute path".into() });
         }
+        if self.ca_dir.as_ref().is_some_and(|directory| !directory.is_absolute()) {
+            return Err(ConfigError::Value { key: "ca_dir", problem: "write an absolute path".into() });
+        }
+        if self.files_dir.as_ref().is_some_and(|directory| !directory.is_absolute()) {
+            return Err(ConfigError::Value { key: "files_dir", problem: "write an absolute path".into() });
+        }
+        if self.address.as_ref().is_some_and(|address| !address.starts_with("https://")) {
+            return Err(ConfigError::Value { key: "address", problem: "write `https://name:port`".into() });
+        }
+        self.store.validate()?;
         if self.names.is_empty() || self.names.iter().any(|name| name.trim().is_empty()) {
             return Err(ConfigError::Value { key: "names", problem: "write at least one host name or address".into() });
         }

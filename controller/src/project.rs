@@ -8,6 +8,7 @@ use std::time::Duration;
 use devfleet_shared::assignment::{AgentKind, Limits};
 use devfleet_shared::attempt::Step;
 use devfleet_shared::clock::Timestamp;
+use devfleet_shared::environment::PullPolicy;
 use devfleet_shared::id::{AgentName, ProjectName};
 use devfleet_shared::secret::SecretRef;
 use devfleet_shared::units::{ByteSize, Span};
@@ -75,6 +76,9 @@ pub struct ProjectConfig {
     /// CI variables that GitLab keeps outside of the file, and the steps that get each: `setup`, `agent`, `verify`.
     #[serde(default)]
     pub ci_variables: BTreeMap<String, Vec<Step>>,
+    /// When images are pulled.
+    #[serde(default)]
+    pub pull: PullPolicy,
     /// Logins to image registries, by registry host.
     #[serde(default)]
     pub registries: BTreeMap<String, RegistryConfig>,

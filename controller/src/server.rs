@@ -1,5 +1,7 @@
 //! Wires the controller together and serves it: one listener, TLS always, people and hosts on the same port.
 
+mod ground;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,18 +22,20 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
+use self::ground::{Ground, open_ground};
 use crate::api::access::AccessLayer;
 use crate::api::fleet::FleetService;
 use crate::api::jobs::JobsService;
+use crate::api::passing::{Passing, PassingLayer};
 use crate::api::session::SessionService;
 use crate::artifacts::Artifacts;
 use crate::config::Config;
-use crate::controllers::{ControllerIdError, own_id};
+use crate::controllers::ControllerIdError;
 use crate::forges::Forges;
 use crate::gates::Gates;
 use crate::identity::{Authority, IdentityError, Role, Tokens, server_tls};
 use crate::jobs::Jobs;
-use crate::leader::{Leader, Timers};
+use crate::leader::{LeadOnly, Leader};
 use crate::logs::JobLogs;
 use crate::publish::Publisher;
 use crate::reclaim::Reclaim;
@@ -39,10 +43,11 @@ use crate::reconcile::{Reconciler, Waiting};
 use crate::sessions::Sessions;
 use crate::sessions::prover::Prover;
 use crate::sessions::stream::SessionParts;
-use crate::store::embedded::Embedded;
+use crate::store::SharedStore;
+use crate::store::opening::OpenStoreError;
 use crate::store::records::RecordError;
-use crate::store::{SharedStore, StoreError};
-use crate::upkeep::Upkeep;
+use crate::store::records::fleet::{self, FleetError};
+use crate::upkeep::{Compaction, Upkeep};
 use crate::view::View;
 
 /// The largest message either side may send: a diff of 1 MiB and what surrounds it.
@@ -72,13 +77,22 @@ pub enum StartError {
     },
     /// The store cannot be opened.
     #[error("open the store")]
-    Store(#[from] StoreError),
+    Store(#[from] OpenStoreError),
     /// The store holds something that does not belong there.
     #[error("read the store")]
     Record(#[from] RecordError),
     /// The controller does not know its id.
     #[error("find out who this controller is")]
     Id(#[from] ControllerIdError),
+    /// Another process works in the data directory.
+    #[error("lock {path}: another controller runs in this data directory; stop it, or choose another `data_dir`")]
+    InUse {
+        /// The file.
+        path: String,
+    },
+    /// The controller does not belong to the fleet of the store.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     /// The authority or a certificate cannot be had.
     #[error("set up identities")]
     Identity(#[from] IdentityError),
@@ -115,6 +129,9 @@ pub struct Running {
     pub tokens: Tokens,
     /// Its records.
     pub view: Arc<View>,
+    id: ControllerId,
+    store: SharedStore,
+    _lock: std::fs::File,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -133,9 +150,7 @@ impl Running {
 /// Starts a controller. It runs until it is stopped.
 pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError> {
     devfleet_shared::tls::install_provider();
-    let dir = |name: &str| make_dir(&config.data_dir.join(name));
-    let store: SharedStore = Embedded::open(&make_dir(&config.data_dir)?.join("store.redb"), clock.clone())?;
-    let authority = Arc::new(Authority::open_or_create(&dir("ca")?, &clock)?);
+    let Ground { id, store, authority, lock } = open_ground(config, &clock).await?;
     let tls = server_tls(&authority, &authority.issue_server(&config.names)?)?;
     let (listener, address) = listen(config.listen).await?;
 
@@ -143,12 +158,12 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     let view = View::open(&store).await?;
     let jobs = Jobs::new(store.clone(), clock.clone());
     let sessions = Arc::new(Sessions::new(clock.clone()));
-    let forges = Forges::new(store.clone(), dir("repositories")?);
+    let forges = Forges::new(store.clone(), make_dir(&config.data_dir.join("repositories"))?);
     let tokens = Tokens::new(store.clone(), clock.clone());
-    let logs = JobLogs::new(dir("logs")?);
-    let artifacts = open_artifacts(&dir("artifacts")?)?;
+    let files = config.files_dir.as_ref().unwrap_or(&config.data_dir);
+    let logs = JobLogs::new(make_dir(&files.join("logs"))?);
+    let artifacts = open_artifacts(&make_dir(&files.join("artifacts"))?)?;
     let (waiting, waits) = watch::channel(Waiting::new());
-    let id = own_id(&config.data_dir)?;
     let (prove, prover) = Prover::new(store.clone(), this_start(&id), config.timers.host_lease.0);
     let reclaim = reclaim(&view, &jobs, &logs, &clock, config);
 
@@ -183,29 +198,41 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         max_running: config.max_running,
         clock: clock.clone(),
     };
-    let parts = SessionParts { view: view.clone(), jobs, sessions, logs: logs.clone(), prover, timers: config.timers };
+    let (timers, of_sessions) = (config.timers, sessions.clone());
+    let parts = SessionParts { view: view.clone(), jobs, sessions: of_sessions, logs: logs.clone(), prover, timers };
     let session_service =
         SessionService { parts, forges, logs, artifacts, shutdown: shutdown.clone(), tasks: tasks.clone() };
-    let (jobs, fleet, session, connection_age) =
-        (jobs_service, fleet_service, session_service, config.connection_age.0);
-    let services = Services { jobs, fleet, session, tokens: tokens.clone(), connection_age };
+    let peers = config.address.clone().unwrap_or_else(|| default_address(config, address));
+    let leader = Leader::new(store.clone(), clock, id.clone(), peers);
+    let term = leader.term.subscribe();
+    let passing = Passing::new(term.clone(), view.clone(), authority.clone(), id.clone());
+    let services =
+        Services { jobs: jobs_service, fleet: fleet_service, session: session_service, passing: Arc::new(passing) };
 
-    let names = config.names.clone();
-    let term = watch::Sender::new(None);
-    let leader = Leader { store: store.clone(), clock, controller: id, timers: Timers::default(), term };
-    let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names, store: store.clone() };
-    tasks.spawn(upkeep.run(shutdown.clone()));
-    tasks.spawn(view.clone().follow(store, shutdown.clone()));
+    let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone() };
+    let lead_only: Vec<Arc<dyn LeadOnly>> =
+        vec![Arc::new(reconciler), Arc::new(reclaim), Arc::new(Compaction { store: store.clone() })];
     tasks.spawn(prove.run(shutdown.clone()));
-    tasks.spawn(leader.run(vec![Arc::new(reconciler), Arc::new(reclaim)], shutdown.clone()));
-    tasks.spawn(services.serve(tls.incoming(listener), shutdown.clone())?);
+    tasks.spawn(upkeep.run(shutdown.clone()));
+    tasks.spawn(view.clone().follow(store.clone(), shutdown.clone()));
+    tasks.spawn(sessions.only_while_leading(term, shutdown.clone()));
+    tasks.spawn(leader.run(lead_only, shutdown.clone()));
+    tasks.spawn(services.serve(config.connection_age.0, tls.incoming(listener), shutdown.clone())?);
     info!(%address, "controller is ready");
-    Ok(Running { address, authority, tokens, view, shutdown, tasks })
+    Ok(Running { address, authority, tokens, view, id, store, shutdown, tasks, _lock: lock })
 }
 
-/// Makes the first operator token and writes it to a file that only its owner can read. Does nothing if tokens exist.
+/// Where others reach a controller that does not say so.
+fn default_address(config: &Config, listening: SocketAddr) -> String {
+    let name = config.names.first().map_or("localhost", String::as_str);
+    let name = if name.contains(':') { format!("[{name}]") } else { name.to_owned() };
+    format!("https://{name}:{}", listening.port())
+}
+
+/// Makes the first operator token and writes it to a file that only its owner can read. Does nothing if tokens
+/// exist, or if another controller of the fleet makes it.
 pub async fn bootstrap(running: &Running, path: &Path) -> Result<(), StartError> {
-    if running.tokens.any().await? {
+    if running.tokens.any().await? || !fleet::may_bootstrap(&running.store, &running.id).await? {
         return Ok(());
     }
     let (_, token) = running.tokens.create("bootstrap", Role::Operator, None).await?;
@@ -233,13 +260,13 @@ struct Services {
     jobs: JobsService,
     fleet: FleetService,
     session: SessionService,
-    tokens: Tokens,
-    connection_age: Duration,
+    passing: Arc<Passing>,
 }
 
 impl Services {
     fn serve(
         self,
+        connection_age: Duration,
         incoming: impl Stream<Item = std::io::Result<TlsStream<TcpStream>>> + Send + 'static,
         shutdown: CancellationToken,
     ) -> Result<impl Future<Output = ()> + Send, StartError> {
@@ -257,9 +284,10 @@ impl Services {
             .http2_max_header_list_size(HEADER_BYTES)
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .max_connection_age(self.connection_age)
+            .max_connection_age(connection_age)
             .max_connection_age_grace(AGE_GRACE)
-            .layer(AccessLayer { tokens: self.tokens })
+            .layer(AccessLayer { tokens: self.fleet.tokens.clone() })
+            .layer(PassingLayer { passing: self.passing })
             .add_service(health_service)
             .add_service(reflection_service)
             .add_service(JobsServer::new(self.jobs).max_decoding_message_size(limit).max_encoding_message_size(limit))

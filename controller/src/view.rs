@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::project::ProjectRecord;
+use crate::store::records::leadership::LeaderRecord;
 use crate::store::records::live::{LIVE, Live};
 use crate::store::records::settings::Settings;
 use crate::store::records::{HostRecord, JobSpec, JobState, Owner, PREFIX, RecordError, decode};
@@ -50,6 +51,8 @@ pub struct Records {
     pub hosts: BTreeMap<HostId, Arc<HostRecord>>,
     /// The sessions that hosts have, on any controller.
     pub live: BTreeMap<HostId, Live>,
+    /// Who leads.
+    pub leader: Option<LeaderRecord>,
     /// What operators set, and its revision.
     pub settings: Option<(Arc<Settings>, Revision)>,
 }
@@ -111,6 +114,7 @@ impl Records {
                     self.note_active(&id);
                 }
             }
+            ["leader"] => self.leader = Some(decode(&entry.key, &entry.value)?),
             ["projects", name] => {
                 if let Ok(name) = name.parse() {
                     self.projects.insert(name, Arc::new(decode(&entry.key, &entry.value)?));
@@ -136,6 +140,7 @@ impl Records {
         let Some(path) = key.strip_prefix(PREFIX) else { return };
         match path.split('/').collect::<Vec<_>>()[..] {
             ["jobs", id, "spec"] => drop(id.parse().map(|id: JobId| self.specs.remove(&id))),
+            ["leader"] => self.leader = None,
             ["jobs", id, "state"] => {
                 if let Ok(id) = id.parse::<JobId>() {
                     self.states.remove(&id);

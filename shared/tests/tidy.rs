@@ -28,14 +28,18 @@ const DECIDERS: &[&str] = &[
     "controller/src/expiry.rs",
     "controller/src/reconcile/snapshot.rs",
     "controller/src/gates/difference.rs",
+    "controller/src/jobs/reports.rs",
     "controller/src/retries.rs",
     "controller/src/scheduler.rs",
+    "controller/src/store/bounds.rs",
+    "controller/src/store/etcd/versions.rs",
     "controller/src/scheduler/",
     "controller/src/timers.rs",
     "agent-host/src/assignments.rs",
     "agent-host/src/attempt/course.rs",
     "agent-host/src/attempt/scripts.rs",
     "agent-host/src/attempt/verdict.rs",
+    "agent-host/src/caches/rules.rs",
 ];
 /// What a decider does not know: waiting, clocks, chance, the machine, maps without order.
 const IMPURE: [&str; 14] = [

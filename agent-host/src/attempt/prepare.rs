@@ -13,7 +13,7 @@ use super::ports::{Claim, ControllerError, Grant};
 use super::{Attempt, Halt};
 use crate::disk::{self, Space};
 use crate::engine::{ContainerState, EngineError, ImageFacts};
-use crate::environment::{EnvironmentError, ImageRequest, reason_of};
+use crate::environment::{EnvironmentError, ImageRequest, Pulls, reason_of};
 
 /// The pace at which a controller that cannot be reached is asked again.
 const ASK_AGAIN: Backoff = Backoff { first: Duration::from_millis(500), ceiling: Duration::from_secs(15) };
@@ -33,7 +33,8 @@ impl Attempt {
         if outcome.is_err() {
             self.cut.store(true, Ordering::SeqCst);
         }
-        outcome
+        outcome?;
+        self.open_caches().await
     }
 
     async fn admit(&self) -> Result<(), Halt> {
@@ -56,17 +57,23 @@ impl Attempt {
 
     /// Makes image, network, workspace and services, until they are ready.
     async fn build(&self) -> Result<(), Halt> {
-        let logins = &self.grant().await?.registries;
+        let pulls = self.pulls().await?;
         let note = |text: &str| self.note(text);
         let devbox = self.devbox(&note);
         if self.adopted && self.check_services().await.is_err() {
             // Nothing has run in it yet, so what an engine's restart left of it is no loss.
             devbox.tear_down().await.map_err(|error| Halt::Failed(error.failure()))?;
         }
-        let image = devbox.prepare(logins).await.map_err(|error| Halt::Failed(error.failure()))?;
+        let image = devbox.prepare(&pulls).await.map_err(|error| Halt::Failed(error.failure()))?;
         // Set already: only if an earlier try got this far, with the same recipe and so the same image.
         let _ = self.image.set(image);
         Ok(())
+    }
+
+    async fn pulls(&self) -> Result<Pulls, Halt> {
+        let grant = self.grant().await?;
+        let project = self.assignment.project.to_string();
+        Ok(Pulls { project, logins: grant.registries.clone(), policy: grant.pull_policy })
     }
 
     /// Returns the image. After a restart it is looked up again, and built again if it is gone.
@@ -75,11 +82,12 @@ impl Attempt {
             .get_or_try_init(|| async {
                 let note = |text: &str| self.note(text);
                 let spec = &self.assignment.environment;
+                let pulls = self.pulls().await?;
                 let request = ImageRequest {
                     recipe: &self.assignment.recipe,
                     base: &spec.image,
                     platform: spec.platform.as_deref().unwrap_or_default(),
-                    logins: &self.grant().await?.registries,
+                    pulls: &pulls,
                     created: self.around.clock.now(),
                     note: &note,
                 };

@@ -36,7 +36,7 @@ impl Inventory {
     pub async fn look(&self) -> HostInventory {
         let mut inventory = HostInventory {
             host_version: env!("CARGO_PKG_VERSION").to_owned(),
-            caches: directories(&self.mirrors).len() as u64,
+            caches: directories(&self.mirrors).len() as u64 + self.around.caches.count(),
             mirrors: directories(&self.mirrors).into_iter().take(LISTED).collect(),
             holds: self.holds(),
             ..HostInventory::default()

@@ -7,6 +7,7 @@ mod freeze;
 mod ledger;
 mod mirror;
 mod output;
+mod registry;
 mod session;
 mod shipping;
 mod sweeper;

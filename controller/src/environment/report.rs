@@ -10,7 +10,7 @@ use super::select::{self, Choice};
 use super::services::{self, Services};
 use super::variables::{self, Variables};
 use super::yaml::Place;
-use super::{Context, Derivation, DerivationError, ReportLine, Verdict, caches, language};
+use super::{Context, Derivation, DerivationError, ReportLine, Verdict, caches, gone, language, managers};
 
 /// How many notes, dropped lines and report lines are worth keeping.
 const MAX_LINES: usize = 200;
@@ -26,11 +26,17 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
     let mut variables = Variables::new(&job, &choice.variant, context);
     let values = variables.all()?;
     let services = services::of_job(&job, &mut variables, &values)?;
-    let caches = caches::of_job(&job, &mut variables)?;
+    let mut caches = caches::of_job(&job, &mut variables)?;
     let before = job.lines("before_script");
     let script = job.lines("script");
-    let sorted = commands::sort(&texts(&before), &texts(&script));
+    let mut sorted = commands::sort(&texts(&before), &texts(&script));
     let mut notes = document.notes.clone();
+    notes.extend(borrow_setup(&choice, &mut sorted));
+    notes.extend(
+        choice.builders.first().map(|first| {
+            format!("job {:?} uses what job {first:?} builds: its commands may have to run first", job.name)
+        }),
+    );
     let user = option(choice.written.user.as_deref(), "user", &mut variables, &mut notes)?;
     let platform = option(choice.written.platform.as_deref(), "platform", &mut variables, &mut notes)?;
 
@@ -56,6 +62,21 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
     }
     report.commands(&sorted, &job, &before, &script);
 
+    let user_of_image = user.as_deref();
+    for cache in managers::caches(&[&sorted.setup, &sorted.verify], &values, &context.repository_files, user_of_image) {
+        let overlap = |one: &str, other: &str| {
+            one.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if !caches.specs.iter().any(|known| overlap(&known.path, &cache.path) || overlap(&cache.path, &known.path)) {
+            caches.specs.push(cache);
+        }
+    }
+    let successor = gone::successor(&choice.image);
+    notes.extend(
+        successor
+            .iter()
+            .map(|found| format!("the image {} is replaced by {}: {}", choice.image, found.image, found.reason)),
+    );
     notes.extend(choice.notes.iter().cloned());
     notes.extend(services.notes);
     notes.extend(caches.notes);
@@ -72,7 +93,7 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
     dropped.truncate(MAX_LINES);
     Ok(Derivation {
         environment: EnvironmentSpec {
-            image: choice.image.to_string(),
+            image: successor.map_or_else(|| choice.image.to_string(), |found| found.image.to_string()),
             entrypoint: choice.written.entrypoint,
             user,
             platform,
@@ -95,6 +116,24 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
         version,
         optional_services,
     })
+}
+
+/// Takes the installation of dependencies from the job before it, where CI hands the result on as a cache or an artifact.
+fn borrow_setup(choice: &Choice<'_>, sorted: &mut Sorted) -> Option<String> {
+    let installer = choice.installer.filter(|_| !sorted.installs)?;
+    let (before, script) = (installer.lines("before_script"), installer.lines("script"));
+    let lent = commands::sort(&texts(&before), &texts(&script));
+    let mut setup: Vec<String> = lent.setup;
+    setup.extend(lent.verify.into_iter().filter(|line| !sorted.setup.contains(line)));
+    setup.retain(|line| !sorted.setup.contains(line));
+    if setup.is_empty() {
+        return None;
+    }
+    setup.append(&mut sorted.setup);
+    sorted.setup = setup;
+    let known = sorted.packages.clone();
+    sorted.packages.extend(lent.packages.into_iter().filter(|name| !known.contains(name)));
+    Some(format!("the dependencies are installed as job {:?} does it", installer.name))
 }
 
 /// Services that other test jobs have and this one does not.
@@ -177,6 +216,7 @@ fn confidence(document: &Document, choice: &Choice<'_>, checks: Option<Purpose>)
             confidence *= factor;
         }
     }
+    let confidence = if document.flawed { confidence.min(0.4) } else { confidence };
     (confidence * 100.0).round() / 100.0
 }
 

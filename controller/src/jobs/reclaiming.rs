@@ -2,7 +2,7 @@
 
 use devfleet_shared::attempt::{AttemptResult, Phase};
 
-use super::observing::{Observed, apply_report};
+use super::reports::{Observed, apply_report};
 use super::{Claim, JobError, Jobs, held_by};
 use crate::leader::Term;
 use crate::store::records::{key, live, put};

@@ -1,3 +1,5 @@
+//! Tables and properties of the scheduler.
+
 use proptest::prelude::*;
 
 use super::*;

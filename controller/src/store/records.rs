@@ -7,6 +7,7 @@
 pub mod live;
 
 use std::collections::BTreeMap;
+pub mod fleet;
 pub mod leadership;
 
 use std::time::Duration;

@@ -92,6 +92,7 @@ impl Fleet {
             store: store.clone(),
             clock: self.clock.clone(),
             controller: id.clone(),
+            address: String::new(),
             timers: TIMERS,
             term: sender,
         };

@@ -1,8 +1,10 @@
 //! The controller's integration tests: one binary, because each one links everything again.
 
 mod cli;
+mod controllers;
 mod derivation;
 mod e2e;
+mod etcd;
 mod forge_contract;
 mod gates;
 mod identity;

@@ -1,3 +1,5 @@
+//! What `devfleet top` shows, on a screen in memory.
+
 use devfleet_shared::clock::Timestamp;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
