@@ -97,7 +97,10 @@ impl Controllers {
             let address = format!("127.0.0.1:{}", free_port()?);
             let home = dir.join(format!("controller-{number}"));
             std::fs::create_dir_all(&home)?;
-            std::fs::write(dir.join(format!("controller-{number}.toml")), configuration(dir, &home, &address, endpoint))?;
+            std::fs::write(
+                dir.join(format!("controller-{number}.toml")),
+                configuration(dir, &home, &address, endpoint),
+            )?;
             controllers.urls.push(format!("https://{address}"));
             controllers.programs.push(None);
             controllers.start_again(number).await?;

@@ -39,7 +39,11 @@ pub(crate) fn render(rows: &[Measured]) -> String {
     let mut text = String::new();
     let today = jiff::Timestamp::now().strftime("%Y-%m-%d");
     let _ = writeln!(text, "{today}; controllers, etcd and simulated hosts on the same machine.\n");
-    let _ = writeln!(text, "| | {} |", rows.iter().map(|row| format!("{} hosts", row.hosts)).collect::<Vec<_>>().join(" | "));
+    let _ = writeln!(
+        text,
+        "| | {} |",
+        rows.iter().map(|row| format!("{} hosts", row.hosts)).collect::<Vec<_>>().join(" | ")
+    );
     let _ = writeln!(text, "|---|{}", "---|".repeat(rows.len()));
     let mut line = |name: &str, cell: &dyn Fn(&Measured) -> String| {
         let _ = writeln!(text, "| {name} | {} |", rows.iter().map(cell).collect::<Vec<_>>().join(" | "));
@@ -53,7 +57,9 @@ pub(crate) fn render(rows: &[Measured]) -> String {
     line("memory of the controllers, a host", &|row| format!("{:.0} KiB", row.host_bytes / 1024.0));
     line("memory of the controllers, a job", &|row| format!("{:.0} KiB", row.job_bytes / 1024.0));
     line("a controller is killed: all hosts back after", &|row| format!("{:.1} s", row.storm.as_secs_f64()));
-    line("**a host is killed: its job is at another after**", &|row| format!("{:.1} s", row.host_failover.as_secs_f64()));
+    line("**a host is killed: its job is at another after**", &|row| {
+        format!("{:.1} s", row.host_failover.as_secs_f64())
+    });
     line("**the leader is killed: the next job is placed after**", &|row| {
         format!("{:.1} s", row.leader_failover.as_secs_f64())
     });

@@ -29,7 +29,10 @@ impl Work {
         std::fs::write(work.join(".gitlab-ci.yml"), CI)?;
         git(&work, &["init", "--quiet", "--initial-branch=main"])?;
         git(&work, &["add", "--all"])?;
-        git(&work, &["-c", "user.name=Bench", "-c", "user.email=bench@example.com", "commit", "--quiet", "--message=Begin"])?;
+        git(
+            &work,
+            &["-c", "user.name=Bench", "-c", "user.email=bench@example.com", "commit", "--quiet", "--message=Begin"],
+        )?;
         git(&work, &["clone", "--quiet", "--bare", ".", &bare.display().to_string()])?;
         for (name, approval) in [("auto", "auto"), ("asked", "required")] {
             let toml = format!(
