@@ -30,6 +30,7 @@ use crate::disk;
 use crate::engine::SharedEngine;
 use crate::engine::docker::DockerEngine;
 use crate::environment::{Images, InvalidPool, PrivateImages};
+use crate::freeze::{Freezer, Proofs};
 use crate::identity::{HostIdentity, IdentityError};
 use crate::ledger::LedgerError;
 use crate::mirror::Mirrors;
@@ -124,6 +125,7 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
         Arc::new(IdentityDial { identity: identity.clone(), controller: config.controller.clone() });
     let spools = Spools::open_dir(config.data_dir.join("spool"))?;
     let mirrors = config.data_dir.join("mirrors");
+    let proofs = Proofs::open(config.data_dir.join("proof.json"), clock.clone());
     let around = Arc::new(Surroundings {
         host: identity.host().clone(),
         clock: clock.clone(),
@@ -137,6 +139,7 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
         data_dir: config.data_dir.clone(),
         engine_disk: first_look(&engine).await,
         board: Board::default(),
+        proofs: proofs.clone(),
         engine,
     });
     let (supervisor, handle) = Supervisor::adopt(Arc::clone(&around), config.data_dir.join("ledger"), config.slots)?;
@@ -146,18 +149,22 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
         turn: tokio::sync::Mutex::default(),
     });
     let welcomed = watch::Sender::new(false);
+    let freezer = Freezer { around: Arc::clone(&around), supervisor: handle.clone() };
     let session = Session {
         dial: Arc::clone(&dial),
         supervisor: handle.clone(),
         inventory: Inventory { around, supervisor: handle, slots: config.slots.into(), mirrors },
         sweeping: Arc::clone(&sweeping),
         incarnation: devfleet_shared::id::hex(&rand::random::<[u8; 16]>()),
+        proofs,
+        clock: clock.clone(),
         welcomed: welcomed.clone(),
     };
     let (shipper, _) = LogShipper::new(spools, dial);
     let mut parts = JoinSet::new();
     let end = shutdown.child_token();
     spawn(&mut parts, "supervisor", supervisor.run(end.clone()));
+    spawn(&mut parts, "freezer", freezer.run(end.clone()));
     spawn(&mut parts, "session", session.run(end.clone()));
     spawn(&mut parts, "sweeper", sweeping.run(welcomed.subscribe(), end.clone()));
     spawn(&mut parts, "log shipper", shipper.run(end.clone()));

@@ -177,6 +177,11 @@ impl MemoryEngine {
         self.lock().containers.get(name).map(|container| container.spec.clone())
     }
 
+    /// Says whether a container is paused. What its script does goes on all the same.
+    pub fn is_paused(&self, name: &str) -> bool {
+        self.lock().containers.get(name).is_some_and(|container| container.paused)
+    }
+
     /// Returns what was written to a container's first process.
     pub fn input(&self, name: &str) -> Option<Vec<u8>> {
         self.lock().containers.get(name).and_then(|container| container.input.clone())
@@ -333,6 +338,24 @@ impl Engine for MemoryEngine {
         self.call("stop", name, |state| {
             if let Some(container) = state.containers.get_mut(name) {
                 container.kill(143);
+            }
+            Ok(())
+        })
+    }
+
+    async fn pause(&self, name: &str) -> Result<(), EngineError> {
+        self.call("pause", name, |state| {
+            if let Some(container) = state.containers.get_mut(name) {
+                container.paused = matches!(container.state(), ContainerState::Running { .. });
+            }
+            Ok(())
+        })
+    }
+
+    async fn unpause(&self, name: &str) -> Result<(), EngineError> {
+        self.call("unpause", name, |state| {
+            if let Some(container) = state.containers.get_mut(name) {
+                container.paused = false;
             }
             Ok(())
         })
