@@ -1,6 +1,6 @@
 # A handful of goals; CI calls the same ones. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt bench setup images
+.PHONY: help demo test chaos check fmt bench setup images
 
 # A toolchain installed by rustup is found also where no shell profile was read.
 export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -14,6 +14,10 @@ demo: ## one job from submission to merge request, on this machine, in a few min
 test: setup images ## every test: units, scenarios, contracts and end-to-end runs on real Docker
 	DEVFLEET_TEST_IMAGES=ready cargo test --workspace --no-fail-fast
 	deploy/testbed/newer.sh
+
+chaos: setup images ## every fault scene at full length on a testbed of three hosts; as root, about an hour
+	cargo build --bins
+	DEVFLEET_CHAOS=1 cargo test -p devfleet-controller --test testbed
 
 check: ## formatting and lints
 	deploy/setup.sh build

@@ -36,6 +36,7 @@ use tokio::sync::{OnceCell, watch};
 use crate::caches::Caches;
 use crate::engine::{ImageFacts, SharedEngine};
 use crate::environment::{Devbox, Images, SubnetPool};
+use crate::freeze::{Proofs, Stance};
 use crate::ledger::{Entry, History, Ledger};
 use crate::mirror::Imported;
 use crate::output::Recorder;
@@ -74,6 +75,8 @@ pub struct Surroundings {
     pub engine_disk: Option<PathBuf>,
     /// Where reports go.
     pub board: Board,
+    /// Whether attempts may go on.
+    pub proofs: Proofs,
 }
 
 /// What a supervisor wants of an attempt. Orders only rise.
@@ -191,19 +194,62 @@ impl Attempt {
             };
         }
         let finished = |result| Some(Event::Finished(result));
-        let event = tokio::select! {
-            biased;
-            () = reached(&mut order, Order::Cancel) => match *self.order.borrow() {
-                Order::Leave => return None,
-                Order::Drop => finished(AttemptResult::Lost),
-                Order::Run | Order::Cancel => finished(AttemptResult::Cancelled),
-            },
-            event = self.perform(effect) => return Some(event),
-            () = tokio::time::sleep(self.time_left()) => finished(AttemptResult::Failed(self.out_of_time(phase))),
-        };
-        // The effect was dropped in the middle of a call.
-        self.cut.store(true, Ordering::SeqCst);
-        event
+        let mut stance = self.around.proofs.stance();
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = reached(&mut order, Order::Cancel) => match *self.order.borrow() {
+                    Order::Leave => return None,
+                    Order::Drop => finished(AttemptResult::Lost),
+                    Order::Run | Order::Cancel => finished(AttemptResult::Cancelled),
+                },
+                may = self.may_go_on(&mut stance) => match may {
+                    true => tokio::select! {
+                        biased;
+                        () = reached(&mut order, Order::Cancel) => continue,
+                        () = not_run(&mut stance) => {
+                            // Dropped wherever it is: it is made again once the attempt may go on.
+                            self.cut.store(true, Ordering::SeqCst);
+                            continue;
+                        }
+                        event = self.perform(effect) => return Some(event),
+                        () = tokio::time::sleep(self.time_left()) => {
+                            finished(AttemptResult::Failed(self.out_of_time(phase)))
+                        }
+                    },
+                    false => finished(AttemptResult::Lost),
+                },
+            };
+            // The effect was dropped in the middle of a call.
+            self.cut.store(true, Ordering::SeqCst);
+            return event;
+        }
+    }
+
+    /// Waits until it is proven that the attempt is this host's; false: that took too long, it is over.
+    async fn may_go_on(&self, stance: &mut watch::Receiver<Stance>) -> bool {
+        loop {
+            let (now, frozen) = (*stance.borrow_and_update(), self.history().is_frozen());
+            match now {
+                Stance::Run if frozen => {
+                    self.record(Entry::Thawed);
+                    self.note("the controller is heard again: the attempt goes on");
+                    return true;
+                }
+                Stance::Run => return true,
+                Stance::Freeze if !frozen => {
+                    self.record(Entry::Frozen);
+                    self.note("the controller is not heard: the attempt stands still until it is");
+                }
+                Stance::Freeze => {}
+                Stance::Kill => {
+                    self.log.note("the controller was not heard for too long: the attempt is given up");
+                    return false;
+                }
+            }
+            // The sender lives as long as the host's surroundings, so this cannot fail.
+            drop(stance.changed().await);
+        }
     }
 
     async fn perform(&self, effect: Effect) -> Event {
@@ -280,7 +326,9 @@ impl Attempt {
     }
 
     fn time_left(&self) -> Duration {
-        self.history().began().after(self.assignment.limits.attempt).since(self.around.clock.now())
+        let (history, now) = (self.history(), self.around.clock.now());
+        let began = history.began();
+        began.after(self.assignment.limits.attempt + history.frozen_between(began, now)).since(now)
     }
 
     fn out_of_time(&self, phase: &Phase) -> Failure {
@@ -294,6 +342,13 @@ impl Attempt {
         tracing::error!(attempt = %self.assignment.attempt, what, "defect in an attempt's course");
         let failure = Failure { reason: FailureReason::Internal, message: format!("a defect of devfleet: {what}") };
         Next::Event(Event::Finished(AttemptResult::Failed(failure)))
+    }
+}
+
+/// Waits until attempts may not go on.
+async fn not_run(stance: &mut watch::Receiver<Stance>) {
+    if stance.wait_for(|stance| *stance != Stance::Run).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -32,6 +32,7 @@ use crate::disk;
 use crate::engine::SharedEngine;
 use crate::engine::docker::DockerEngine;
 use crate::environment::{Images, InvalidPool, PrivateImages};
+use crate::freeze::{Freezer, Proofs};
 use crate::identity::{HostIdentity, IdentityError};
 use crate::ledger::LedgerError;
 use crate::mirror::Mirrors;
@@ -154,8 +155,9 @@ pub async fn start(
 ) -> Result<JoinSet<&'static str>, RunError> {
     let Ground { host, engine, code, dial, clock } = ground;
     let spools = Spools::open_dir(config.data_dir.join("spool"))?;
+    let proofs = Proofs::open(config.data_dir.join("proof.json"), clock.clone());
     let around = Arc::new(Surroundings {
-        clock,
+        clock: clock.clone(),
         pool: config.network_pool.parse()?,
         images: Images::new(Arc::clone(&engine), host.clone()).remembering(private_images(&config.data_dir)?),
         caches: Caches::new(Arc::clone(&engine), host.clone(), &config.data_dir, config.cache_budget.0),
@@ -166,6 +168,7 @@ pub async fn start(
         engine_disk: first_look(&engine).await,
         board: Board::default(),
         host,
+        proofs: proofs.clone(),
         engine,
     });
     let (supervisor, handle) = Supervisor::adopt(Arc::clone(&around), config.data_dir.join("ledger"), config.slots)?;
@@ -176,17 +179,21 @@ pub async fn start(
     });
     let welcomed = watch::Sender::new(false);
     let mirrors = config.data_dir.join("mirrors");
+    let freezer = Freezer { around: Arc::clone(&around), supervisor: handle.clone() };
     let session = Session {
         dial: Arc::clone(&dial),
         supervisor: handle.clone(),
         inventory: Inventory { around, supervisor: handle, slots: config.slots.into(), mirrors },
         sweeping: Arc::clone(&sweeping),
         incarnation: devfleet_shared::id::hex(&rand::random::<[u8; 16]>()),
+        proofs,
+        clock: clock.clone(),
         welcomed: welcomed.clone(),
     };
     let (shipper, _) = LogShipper::new(spools, dial);
     let mut parts = JoinSet::new();
     spawn(&mut parts, "supervisor", supervisor.run(end.clone()));
+    spawn(&mut parts, "freezer", freezer.run(end.clone()));
     spawn(&mut parts, "session", session.run(end.clone()));
     spawn(&mut parts, "sweeper", sweeping.run(welcomed.subscribe(), end.clone()));
     spawn(&mut parts, "log shipper", shipper.run(end.clone()));

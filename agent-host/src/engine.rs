@@ -432,6 +432,10 @@ pub trait Engine: Send + Sync + 'static {
     async fn output(&self, name: &str, since: Option<&str>) -> Result<OutputStream, EngineError>;
     /// Asks a container to end (SIGTERM), and kills it after the grace. One that has ended or is gone is already so.
     async fn stop(&self, name: &str, grace: Duration) -> Result<(), EngineError>;
+    /// Stops a running container's processes where they are. One that is paused, has ended or is gone is already so.
+    async fn pause(&self, name: &str) -> Result<(), EngineError>;
+    /// Lets a paused container's processes go on. One that is not paused is already so.
+    async fn unpause(&self, name: &str) -> Result<(), EngineError>;
     /// Removes an object, by force. One that is gone is already so.
     async fn remove(&self, object: &ObjectRef) -> Result<(), EngineError>;
     /// Lists every object that carries these labels: containers, networks, volumes, images.

@@ -153,6 +153,11 @@ pub enum EnvironmentError {
 }
 
 impl EnvironmentError {
+    /// Says whether the same call may go well later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, EnvironmentError::Engine { source, .. } if source.is_retryable())
+    }
+
     /// Returns the class and the message that people see.
     pub fn failure(&self) -> Failure {
         let reason = match self {

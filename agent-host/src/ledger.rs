@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use devfleet_shared::assignment::Assignment;
 use devfleet_shared::attempt::{AttemptResult, Failure, Step};
@@ -68,6 +69,10 @@ pub enum Entry {
         /// Until when.
         until: Timestamp,
     },
+    /// It is no longer proven that the attempt is this host's: it stands still.
+    Frozen,
+    /// It is proven again: it goes on.
+    Thawed,
     /// Nothing of the environment is left.
     TornDown,
     /// Reports up to this number may have been sent.
@@ -334,6 +339,30 @@ impl History {
             Entry::Held { until } => Some(*until),
             _ => None,
         })
+    }
+
+    /// Says whether the attempt stands still.
+    pub fn is_frozen(&self) -> bool {
+        self.last(|entry| match entry {
+            Entry::Frozen => Some(true),
+            Entry::Thawed => Some(false),
+            _ => None,
+        })
+        .unwrap_or(false)
+    }
+
+    /// Returns how long the attempt stood still between these moments. No time limit counts it.
+    pub fn frozen_between(&self, from: Timestamp, to: Timestamp) -> Duration {
+        let (mut total, mut since) = (Duration::ZERO, None);
+        let end = Line { at: to, entry: Entry::Thawed };
+        for line in self.lines.iter().chain([&end]) {
+            match line.entry {
+                Entry::Frozen => since = since.or(Some(line.at.max(from))),
+                Entry::Thawed => total += since.take().map_or(Duration::ZERO, |since| line.at.min(to).since(since)),
+                _ => {}
+            }
+        }
+        total
     }
 
     /// Says whether nothing of the environment is left.

@@ -16,6 +16,7 @@ pub mod supervisor;
 pub mod caches;
 pub mod engine;
 pub mod environment;
+pub mod freeze;
 pub mod ledger;
 pub mod mirror;
 

@@ -20,6 +20,7 @@ use devfleet_proto::v1::controller_message::Kind as Down;
 use devfleet_proto::v1::host_message::Kind as Up;
 use devfleet_proto::v1::{ControllerMessage, Heartbeat, Hello, HostInventory, HostMessage, ReportAck, SweepResult};
 use devfleet_shared::backoff::Backoff;
+use devfleet_shared::clock::{Boot, Clock};
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::AttemptId;
 use tokio::sync::{mpsc, watch};
@@ -29,6 +30,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use crate::freeze::{Deadlines, Proofs};
 use crate::spool::shipping::Dial;
 use crate::supervisor::SupervisorHandle;
 use inventory::Inventory;
@@ -92,6 +94,10 @@ pub struct Session {
     pub sweeping: Arc<Sweeping>,
     /// Random at each start of the daemon.
     pub incarnation: String,
+    /// Learns what is proven.
+    pub proofs: Proofs,
+    /// Tells when something was sent.
+    pub clock: Clock,
     /// Becomes true with the first welcome.
     pub welcomed: watch::Sender<bool>,
 }
@@ -101,7 +107,7 @@ struct Stream {
     up: mpsc::Sender<HostMessage>,
     down: Streaming<ControllerMessage>,
     /// When each heartbeat was sent that has no answer yet.
-    unanswered: VecDeque<(u64, Instant)>,
+    unanswered: VecDeque<(u64, Instant, Boot)>,
     beat: u64,
     /// The newest report of each attempt that was sent on this stream, and when.
     sent: BTreeMap<AttemptId, (u64, Instant)>,
@@ -151,7 +157,7 @@ impl Session {
                     let message = message?.ok_or(SessionError::Ended)?;
                     self.hear(&mut stream, message).await?;
                 }
-                _ = heartbeat.tick() => stream.beat(interval).await?,
+                _ = heartbeat.tick() => stream.beat(interval, self.clock.boot()).await?,
                 _ = inventory.tick() => stream.look(&self.inventory),
                 _ = repeat.tick() => self.report(&mut stream).await?,
                 _ = changes.changed() => {
@@ -180,6 +186,7 @@ impl Session {
             owned,
             inventory: Some(self.inventory.look().await),
         };
+        let sent = self.clock.boot();
         // There is room: nothing was sent before.
         let _ = up.try_send(HostMessage { kind: Some(Up::Hello(hello)) });
         let mut down = wire::client(channel).open(ReceiverStream::new(receiver)).await?.into_inner();
@@ -194,6 +201,12 @@ impl Session {
         );
         // A welcome is the controller's newest word, even if it was restarted and counts anew.
         self.supervisor.apply(set, true).await;
+        if welcome.freeze_ms > 0 && welcome.kill_ms > welcome.freeze_ms {
+            let (freeze, kill) = (Duration::from_millis(welcome.freeze_ms), Duration::from_millis(welcome.kill_ms));
+            self.proofs.set_deadlines(Deadlines { freeze, kill });
+        }
+        // Only now: what the set takes away is ordered to stop, and does not go on.
+        self.proofs.proven(sent);
         let stream = Stream {
             up,
             down,
@@ -214,7 +227,13 @@ impl Session {
                 self.supervisor.apply(set, false).await;
                 stream.look(&self.inventory);
             }
-            Some(Down::Heartbeat(answer)) => stream.unanswered.retain(|(beat, _)| *beat > answer.sequence),
+            Some(Down::Heartbeat(answer)) => {
+                let sent = stream.unanswered.iter().find(|(beat, ..)| *beat == answer.sequence).map(|(.., sent)| *sent);
+                stream.unanswered.retain(|(beat, ..)| *beat > answer.sequence);
+                if let Some(sent) = sent {
+                    self.proofs.proven(sent);
+                }
+            }
             Some(Down::Report(ReportAck { attempt, sequence, superseded })) => {
                 if let Ok(attempt) = attempt.parse() {
                     self.supervisor.acknowledge(attempt, sequence, superseded).await;
@@ -254,13 +273,13 @@ impl Stream {
         }
     }
 
-    async fn beat(&mut self, interval: Duration) -> Result<(), SessionError> {
+    async fn beat(&mut self, interval: Duration, now: Boot) -> Result<(), SessionError> {
         let patience = interval * UNANSWERED;
-        if self.unanswered.front().is_some_and(|(_, sent)| sent.elapsed() >= patience) {
+        if self.unanswered.front().is_some_and(|(_, sent, _)| sent.elapsed() >= patience) {
             return Err(SessionError::Silent(patience));
         }
         self.beat += 1;
-        self.unanswered.push_back((self.beat, Instant::now()));
+        self.unanswered.push_back((self.beat, Instant::now(), now));
         self.send(Up::Heartbeat(Heartbeat { sequence: self.beat })).await
     }
 

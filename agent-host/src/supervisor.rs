@@ -33,9 +33,10 @@ const LEAVE: Duration = Duration::from_secs(5);
 
 /// What the supervisor is told.
 enum Message {
-    Apply { set: AssignmentSet, first: bool },
+    Apply { set: AssignmentSet, first: bool, done: oneshot::Sender<()> },
     Acknowledge { attempt: AttemptId, sequence: u64, superseded: bool },
     Reserved(oneshot::Sender<Resources>),
+    Working(oneshot::Sender<Vec<AttemptId>>),
 }
 
 /// An attempt that is here.
@@ -71,9 +72,12 @@ pub struct SupervisorHandle {
 }
 
 impl SupervisorHandle {
-    /// Hands over a set of assignments. The `first` of a session counts whatever its generation is.
+    /// Hands over a set of assignments, and returns when it is acted on. The `first` of a session counts whatever its
+    /// generation is.
     pub async fn apply(&self, set: AssignmentSet, first: bool) {
-        self.send(Message::Apply { set, first }).await;
+        let (done, acted) = oneshot::channel();
+        self.send(Message::Apply { set, first, done }).await;
+        drop(acted.await);
     }
 
     /// Hands over the controller's acknowledgement of a report.
@@ -86,6 +90,13 @@ impl SupervisorHandle {
         let (answer, reserved) = oneshot::channel();
         self.send(Message::Reserved(answer)).await;
         reserved.await.unwrap_or_default()
+    }
+
+    /// Returns the attempts that nobody ordered to stop.
+    pub async fn working(&self) -> Vec<AttemptId> {
+        let (answer, working) = oneshot::channel();
+        self.send(Message::Working(answer)).await;
+        working.await.unwrap_or_default()
     }
 
     /// Returns the board with every attempt's newest report.
@@ -144,7 +155,12 @@ impl Supervisor {
                 () = shutdown.cancelled() => break,
                 Some(ended) = self.tasks.join_next_with_id() => self.bury(ended),
                 message = self.inbox.recv() => match message {
-                    Some(Message::Apply { set, first }) => self.apply(&set, first),
+                    Some(Message::Apply { set, first, done }) => {
+                        self.apply(&set, first);
+                        // Whoever waited may be gone.
+                        let _ = done.send(());
+                    }
+                    Some(Message::Working(answer)) => drop(answer.send(self.working())),
                     Some(Message::Acknowledge { attempt, sequence, superseded }) => {
                         self.acknowledge(&attempt, sequence, superseded);
                     }
@@ -288,6 +304,11 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    fn working(&self) -> Vec<AttemptId> {
+        let working = self.residents.iter().filter(|(_, resident)| *resident.order.borrow() == Order::Run);
+        working.map(|(attempt, _)| attempt.clone()).collect()
     }
 
     fn reserved(&self) -> Resources {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use devfleet_shared::units::Span;
 use serde::Deserialize;
 
+use crate::timers::Timers;
 pub use store::{EtcdConfig, StoreConfig};
 
 /// The controller's configuration.
@@ -28,6 +29,9 @@ pub struct Config {
     /// How old a connection may grow: then it is asked to end, and a new one shows its certificate anew.
     #[serde(default = "default_connection_age")]
     pub connection_age: Span,
+    /// How hosts prove that they are there, and when their jobs are given to others.
+    #[serde(default)]
+    pub timers: Timers,
     /// Where the fleet's authority lies, `authority.pem` and `authority.key`. `None`: `ca` in the data directory.
     pub ca_dir: Option<PathBuf>,
     /// Where other controllers reach this one, `https://name:port`. `None`: the first of `names`, and the port.
@@ -65,7 +69,7 @@ pub enum ConfigError {
         /// The key.
         key: &'static str,
         /// What is wrong, and what to write.
-        problem: &'static str,
+        problem: String,
     },
 }
 
@@ -78,6 +82,7 @@ impl Config {
             names: default_names(),
             max_running: default_max_running(),
             connection_age: default_connection_age(),
+            timers: Timers::default(),
             ca_dir: None,
             address: None,
             files_dir: None,
@@ -98,31 +103,31 @@ impl Config {
     /// Checks what types cannot say.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if !self.data_dir.is_absolute() {
-            return Err(ConfigError::Value { key: "data_dir", problem: "write an absolute path" });
+            return Err(ConfigError::Value { key: "data_dir", problem: "write an absolute path".into() });
         }
         if self.ca_dir.as_ref().is_some_and(|directory| !directory.is_absolute()) {
-            return Err(ConfigError::Value { key: "ca_dir", problem: "write an absolute path" });
+            return Err(ConfigError::Value { key: "ca_dir", problem: "write an absolute path".into() });
         }
         if self.files_dir.as_ref().is_some_and(|directory| !directory.is_absolute()) {
-            return Err(ConfigError::Value { key: "files_dir", problem: "write an absolute path" });
+            return Err(ConfigError::Value { key: "files_dir", problem: "write an absolute path".into() });
         }
         if self.address.as_ref().is_some_and(|address| !address.starts_with("https://")) {
-            return Err(ConfigError::Value { key: "address", problem: "write `https://name:port`" });
+            return Err(ConfigError::Value { key: "address", problem: "write `https://name:port`".into() });
         }
         self.store.validate()?;
         if self.names.is_empty() || self.names.iter().any(|name| name.trim().is_empty()) {
-            return Err(ConfigError::Value { key: "names", problem: "write at least one host name or address" });
+            return Err(ConfigError::Value { key: "names", problem: "write at least one host name or address".into() });
         }
         if self.max_running == 0 {
             return Err(ConfigError::Value {
                 key: "max_running",
-                problem: "write 1 or more; with 0 no job would ever start",
+                problem: "write 1 or more; with 0 no job would ever start".into(),
             });
         }
         if self.connection_age.0.is_zero() {
-            return Err(ConfigError::Value { key: "connection_age", problem: "write a time such as 1h" });
+            return Err(ConfigError::Value { key: "connection_age", problem: "write a time such as 1h".into() });
         }
-        Ok(())
+        self.timers.validate().map_err(|problem| ConfigError::Value { key: "timers", problem })
     }
 }
 

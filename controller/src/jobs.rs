@@ -4,6 +4,7 @@
 //! what stands now, so each is written as a function of the state.
 
 mod proposals;
+mod reclaiming;
 mod reports;
 
 use std::sync::Arc;

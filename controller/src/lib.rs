@@ -18,14 +18,17 @@ pub mod forges;
 pub mod gates;
 pub mod publish;
 
+pub mod expiry;
 pub mod jobs;
 pub mod leader;
+pub mod reclaim;
 pub mod reconcile;
 pub mod retries;
 pub mod scheduler;
 
 pub mod logs;
 pub mod sessions;
+pub mod timers;
 
 pub mod blocking;
 

@@ -34,6 +34,8 @@ pub mod snapshot;
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How many jobs may be in their gates or being published at once.
 const ERRANDS: usize = 32;
+/// How long the end of an errand may wait for the view to show what was done.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Why each queued job waits, as of the last tick.
 pub type Waiting = BTreeMap<JobId, Reasons>;
@@ -105,7 +107,7 @@ impl Reconciler {
                 break;
             }
             if course.under_way.insert(job.spec.id.clone()) {
-                course.errands.spawn(errand(term.clone(), self.gates.clone(), self.publisher.clone(), job, project));
+                course.errands.spawn(self.errand(term, job, project).run());
             }
         }
         let connected = self.sessions.connected();
@@ -136,6 +138,11 @@ impl Reconciler {
         records.active_jobs().filter(due).map(with_project).collect()
     }
 
+    fn errand(&self, term: &Term, job: JobRecords, project: Option<Arc<ProjectRecord>>) -> Errand {
+        let (gates, publisher, view) = (self.gates.clone(), self.publisher.clone(), self.view.clone());
+        Errand { term: term.clone(), gates, publisher, view, job, project }
+    }
+
     fn with_project(&self, job: &JobId) -> Option<(JobRecords, Option<Arc<ProjectRecord>>)> {
         let records = self.view.read();
         let job = records.job(job)?;
@@ -150,8 +157,7 @@ impl Reconciler {
             let Some((records, project)) = self.with_project(job) else { continue };
             if !drift::is_current(&records.state, now) {
                 if course.under_way.len() < ERRANDS && course.under_way.insert(job.clone()) {
-                    let work = errand(term.clone(), self.gates.clone(), self.publisher.clone(), records, project);
-                    course.errands.spawn(work);
+                    course.errands.spawn(self.errand(term, records, project).run());
                 }
                 continue;
             }
@@ -170,26 +176,42 @@ impl Reconciler {
     }
 }
 
-/// Brings one job through its gate or to its merge request.
-async fn errand(
+/// What an errand works with.
+struct Errand {
     term: Term,
     gates: Gates,
     publisher: Publisher,
+    view: Arc<View>,
     job: JobRecords,
     project: Option<Arc<ProjectRecord>>,
-) -> JobId {
-    let config = project.as_ref().map(|project| &project.config);
-    let outcome = match job.state.phase {
-        JobPhase::Publishing => publisher.publish(&term, &job, config).await,
-        JobPhase::Queued => gates.recheck(&term, &job, config).await,
-        _ => gates.pass(&term, &job, config).await,
-    };
-    match outcome {
-        Ok(()) => {}
-        // The job moved meanwhile (a person cancelled it): the next tick sees where it is.
-        Err(JobError::TermOver(job)) => info!(%job, "the job was not moved, another controller leads now"),
-        Err(JobError::Refused(refused)) => info!(job = %job.spec.id, %refused, "the job moved meanwhile"),
-        Err(error) => warn!(job = %job.spec.id, error = %Chain(&error), "the job could not be moved"),
+}
+
+impl Errand {
+    /// Brings the job through its gate or to its merge request, and waits until the view shows what was done: a tick that
+    /// still saw the old state would do it all again.
+    async fn run(self) -> JobId {
+        self.attempt().await;
+        let (id, before) = (&self.job.spec.id, self.job.state_revision);
+        let moved = |records: &Records| records.job(id).is_none_or(|job| job.state_revision > before).then_some(());
+        // Some errands change nothing.
+        drop(tokio::time::timeout(SETTLE, self.view.until(moved)).await);
+        self.job.spec.id.clone()
     }
-    job.spec.id.clone()
+
+    async fn attempt(&self) {
+        let Errand { term, gates, publisher, job, project, .. } = self;
+        let config = project.as_ref().map(|project| &project.config);
+        let outcome = match job.state.phase {
+            JobPhase::Publishing => publisher.publish(term, job, config).await,
+            JobPhase::Queued => gates.recheck(term, job, config).await,
+            _ => gates.pass(term, job, config).await,
+        };
+        match outcome {
+            Ok(()) => {}
+            // The job moved meanwhile (a person cancelled it): the next tick sees where it is.
+            Err(JobError::TermOver(job)) => info!(%job, "the job was not moved, another controller leads now"),
+            Err(JobError::Refused(refused)) => info!(job = %job.spec.id, %refused, "the job moved meanwhile"),
+            Err(error) => warn!(job = %job.spec.id, error = %Chain(&error), "the job could not be moved"),
+        }
+    }
 }

@@ -8,16 +8,33 @@ use std::time::Duration;
 use devfleet_shared::attempt::{AttemptResult, FailureReason};
 use devfleet_shared::backoff::Backoff;
 
+use crate::store::records::AttemptRecord;
+
 /// So often hosts may refuse a job before that is a result: more means that planning and hosts disagree.
 const REFUSALS_MOST: u32 = 50;
+/// So often a job may lose its host before that is a result.
+const LOSSES_MOST: u32 = 5;
 
-/// What a job's attempts so far came to.
-#[derive(Debug, Clone, Copy)]
+/// What a job's attempts so far came to, with the one that just ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Made {
-    /// Attempts that count against the project's `max_attempts`, with the one that just ended.
+    /// Attempts that count against the project's `max_attempts`.
     pub charged: u32,
     /// Attempts that their hosts did not take on.
     pub refused: u32,
+    /// Attempts that were lost with their hosts: the job did nothing wrong.
+    pub lost: u32,
+}
+
+impl Made {
+    /// Counts attempts.
+    pub fn of(attempts: &[AttemptRecord]) -> Made {
+        let count = |is: fn(&AttemptResult) -> bool| {
+            attempts.iter().filter(|attempt| attempt.result().is_some_and(is)).count() as u32
+        };
+        let (refused, lost) = (count(is_refusal), count(|result| *result == AttemptResult::Lost));
+        Made { charged: attempts.len() as u32 - refused - lost, refused, lost }
+    }
 }
 
 /// Says whether an attempt that ended so was not taken on by its host: it does not count.
@@ -33,8 +50,12 @@ pub fn retry(result: &AttemptResult, made: Made, max_attempts: u32, cancelled: b
         AttemptResult::Succeeded { .. } | AttemptResult::NoChange | AttemptResult::Cancelled => false,
     };
     let pace = Backoff { first: Duration::from_secs(5), ceiling: Duration::from_secs(300) };
-    let allowed = if is_refusal(result) { made.refused <= REFUSALS_MOST } else { made.charged < max_attempts };
-    (deserves && !cancelled && allowed).then(|| pace.pause(made.charged + made.refused, 1.0))
+    let allowed = match result {
+        AttemptResult::Lost => made.lost <= LOSSES_MOST,
+        other if is_refusal(other) => made.refused <= REFUSALS_MOST,
+        _ => made.charged < max_attempts,
+    };
+    (deserves && !cancelled && allowed).then(|| pace.pause(made.charged + made.refused + made.lost, 1.0))
 }
 
 #[cfg(test)]
@@ -43,12 +64,8 @@ mod tests {
 
     use super::*;
 
-    fn made(charged: u32) -> Made {
-        Made { charged, refused: 0 }
-    }
-
-    fn check(result: AttemptResult, charged: u32, cancelled: bool, expected: bool) {
-        let made = made(charged);
+    fn check(result: AttemptResult, (charged, lost): (u32, u32), cancelled: bool, expected: bool) {
+        let made = Made { charged, refused: 0, lost };
         assert_eq!(retry(&result, made, 2, cancelled).is_some(), expected, "{result:?} {made:?} {cancelled}");
     }
 
@@ -58,27 +75,30 @@ mod tests {
 
     #[test]
     fn only_the_machinerys_faults_are_tried_again_and_only_so_often() {
-        check(AttemptResult::Lost, 1, false, true);
-        check(AttemptResult::Lost, 2, false, false);
-        check(AttemptResult::Lost, 1, true, false);
-        check(failed(FailureReason::Engine), 1, false, true);
-        check(failed(FailureReason::Agent), 1, false, false);
-        check(AttemptResult::NoChange, 1, false, false);
-        check(AttemptResult::Cancelled, 1, false, false);
-        check(AttemptResult::Succeeded { commit: "c".into(), verified: true }, 1, false, false);
+        check(AttemptResult::Lost, (0, 1), false, true);
+        check(AttemptResult::Lost, (2, 5), false, true);
+        check(AttemptResult::Lost, (0, 6), false, false);
+        check(AttemptResult::Lost, (0, 1), true, false);
+        check(failed(FailureReason::Engine), (1, 0), false, true);
+        check(failed(FailureReason::Engine), (1, 5), false, true);
+        check(failed(FailureReason::Engine), (2, 0), false, false);
+        check(failed(FailureReason::Agent), (1, 0), false, false);
+        check(AttemptResult::NoChange, (1, 0), false, false);
+        check(AttemptResult::Cancelled, (1, 0), false, false);
+        check(AttemptResult::Succeeded { commit: "c".into(), verified: true }, (1, 0), false, false);
     }
 
     #[test]
     fn a_refusal_does_not_count_but_does_not_go_on_for_ever() {
         let refused = failed(FailureReason::NoRoom);
-        assert!(retry(&refused, Made { charged: 1, refused: 1 }, 1, false).is_some());
-        assert!(retry(&refused, Made { charged: 0, refused: REFUSALS_MOST + 1 }, 9, false).is_none());
-        assert!(retry(&AttemptResult::Lost, Made { charged: 1, refused: 40 }, 2, false).is_some());
+        assert!(retry(&refused, Made { charged: 0, refused: 1, lost: 0 }, 1, false).is_some());
+        assert!(retry(&refused, Made { charged: 0, refused: REFUSALS_MOST + 1, lost: 0 }, 9, false).is_none());
+        assert!(retry(&AttemptResult::Lost, Made { charged: 1, refused: 40, lost: 1 }, 2, false).is_some());
     }
 
     #[test]
     fn the_pause_grows() {
-        let pause = |charged| retry(&AttemptResult::Lost, made(charged), 9, false).expect("it is tried again");
+        let pause = |lost| retry(&AttemptResult::Lost, Made { charged: 0, refused: 0, lost }, 9, false).expect("again");
         assert!(pause(2) > pause(1));
     }
 }

@@ -38,8 +38,10 @@ use crate::jobs::Jobs;
 use crate::leader::{LeadOnly, Leader};
 use crate::logs::JobLogs;
 use crate::publish::Publisher;
+use crate::reclaim::Reclaim;
 use crate::reconcile::{Reconciler, Waiting};
 use crate::sessions::Sessions;
+use crate::sessions::prover::Prover;
 use crate::sessions::stream::SessionParts;
 use crate::store::SharedStore;
 use crate::store::opening::OpenStoreError;
@@ -170,6 +172,8 @@ pub async fn start_on<L: Listener>(
     let tokens = Tokens::new(store.clone(), clock.clone());
     let (logs, artifacts) = open_files(config.files_dir.as_ref().unwrap_or(&config.data_dir))?;
     let (waiting, waits) = watch::channel(Waiting::new());
+    let (prove, prover) = Prover::new(store.clone(), this_start(&id), config.timers.host_lease.0);
+    let reclaim = reclaim(&view, &jobs, &logs, &clock, config);
 
     let reconciler = Reconciler {
         view: view.clone(),
@@ -202,14 +206,10 @@ pub async fn start_on<L: Listener>(
         max_running: config.max_running,
         clock: clock.clone(),
     };
-    let session_service = SessionService {
-        parts: SessionParts { view: view.clone(), jobs, sessions: sessions.clone(), logs: logs.clone() },
-        forges,
-        logs,
-        artifacts,
-        shutdown: shutdown.clone(),
-        tasks: tasks.clone(),
-    };
+    let (timers, of_sessions) = (config.timers, sessions.clone());
+    let parts = SessionParts { view: view.clone(), jobs, sessions: of_sessions, logs: logs.clone(), prover, timers };
+    let session_service =
+        SessionService { parts, forges, logs, artifacts, shutdown: shutdown.clone(), tasks: tasks.clone() };
     let peers = config.address.clone().unwrap_or_else(|| default_address(config, address));
     let leader = Leader::new(store.clone(), clock, id.clone(), peers);
     let term = leader.term.subscribe();
@@ -218,7 +218,9 @@ pub async fn start_on<L: Listener>(
         Services { jobs: jobs_service, fleet: fleet_service, session: session_service, passing: Arc::new(passing) };
 
     let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone() };
-    let lead_only: Vec<Arc<dyn LeadOnly>> = vec![Arc::new(reconciler), Arc::new(Compaction { store: store.clone() })];
+    let lead_only: Vec<Arc<dyn LeadOnly>> =
+        vec![Arc::new(reconciler), Arc::new(reclaim), Arc::new(Compaction { store: store.clone() })];
+    tasks.spawn(prove.run(shutdown.clone()));
     tasks.spawn(upkeep.run(shutdown.clone()));
     tasks.spawn(view.clone().follow(store.clone(), shutdown.clone()));
     tasks.spawn(sessions.only_while_leading(term, shutdown.clone()));
@@ -250,6 +252,16 @@ pub async fn bootstrap(running: &Running, path: &Path) -> Result<(), StartError>
         file.sync_all()
     };
     write().map_err(|source| StartError::BootstrapToken { path: path.display().to_string(), source })
+}
+
+fn reclaim(view: &Arc<View>, jobs: &Arc<Jobs>, logs: &JobLogs, clock: &Clock, config: &Config) -> Reclaim {
+    let (view, jobs, logs, clock) = (view.clone(), jobs.clone(), logs.clone(), clock.clone());
+    Reclaim { view, jobs, logs, clock, grace: config.timers.grace.0 }
+}
+
+/// Names this start of a controller: sessions of one that was killed a moment ago are not those of this one.
+fn this_start(id: &ControllerId) -> String {
+    format!("{id}/{}", devfleet_shared::id::hex(&rand::random::<[u8; 8]>()))
 }
 
 struct Services {

@@ -3,9 +3,11 @@
 //! In memory only: a host that reconnects says it all again. Inventories stay in their wire form, since all that
 //! happens to most of them is to be shown.
 
+pub mod prover;
 pub mod stream;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -75,13 +77,20 @@ pub struct Sessions {
     hosts: Mutex<BTreeMap<HostId, Connected>>,
     doing: Mutex<BTreeMap<AttemptId, String>>,
     changed: watch::Sender<u64>,
+    numbers: AtomicU64,
     clock: Clock,
 }
 
 impl Sessions {
     /// Makes an empty one.
     pub fn new(clock: Clock) -> Self {
-        Self { hosts: Mutex::default(), doing: Mutex::default(), changed: watch::Sender::new(0), clock }
+        Self {
+            hosts: Mutex::default(),
+            doing: Mutex::default(),
+            changed: watch::Sender::new(0),
+            numbers: AtomicU64::new(1),
+            clock,
+        }
     }
 
     /// Returns a receiver that changes when hosts come, go, or say something new of themselves.
@@ -108,11 +117,15 @@ impl Sessions {
         }
     }
 
-    /// Registers a session; an older one of the same host is told to close. Returns its number and its orders.
-    pub(crate) fn open(&self, host: &HostId, hello: &v1::Hello) -> (u64, mpsc::Receiver<Order>) {
+    /// Returns a number that no other session of this controller has.
+    pub(crate) fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Registers a session; an older one of the same host is told to close. Returns its orders.
+    pub(crate) fn open(&self, host: &HostId, number: u64, hello: &v1::Hello) -> mpsc::Receiver<Order> {
         let (orders, receiver) = mpsc::channel(8);
         let mut hosts = self.lock();
-        let number = hosts.get(host).map_or(1, |older| older.number + 1);
         let connected = Connected {
             incarnation: hello.incarnation.clone(),
             last_seen: self.clock.now(),
@@ -125,7 +138,7 @@ impl Sessions {
         }
         drop(hosts);
         self.announce();
-        (number, receiver)
+        receiver
     }
 
     /// Notes that a host was heard, and what it said of itself.

@@ -19,6 +19,7 @@ use tracing::{error, warn};
 
 use crate::project::ProjectRecord;
 use crate::store::records::leadership::LeaderRecord;
+use crate::store::records::live::{LIVE, Live};
 use crate::store::records::settings::Settings;
 use crate::store::records::{HostRecord, JobSpec, JobState, Owner, PREFIX, RecordError, decode};
 use crate::store::{Entry, Revision, SharedStore, StoreError, WatchEvent};
@@ -48,6 +49,8 @@ pub struct Records {
     pub projects: BTreeMap<ProjectName, Arc<ProjectRecord>>,
     /// The hosts that joined.
     pub hosts: BTreeMap<HostId, Arc<HostRecord>>,
+    /// The sessions that hosts have, on any controller.
+    pub live: BTreeMap<HostId, Live>,
     /// Who leads.
     pub leader: Option<LeaderRecord>,
     /// What operators set, and its revision.
@@ -117,6 +120,11 @@ impl Records {
                     self.projects.insert(name, Arc::new(decode(&entry.key, &entry.value)?));
                 }
             }
+            ["live", id] => {
+                if let Ok(id) = id.parse() {
+                    self.live.insert(id, decode(&entry.key, &entry.value)?);
+                }
+            }
             ["hosts", id] => {
                 if let Ok(id) = id.parse() {
                     self.hosts.insert(id, Arc::new(decode(&entry.key, &entry.value)?));
@@ -147,6 +155,7 @@ impl Records {
             }
             ["settings"] => self.settings = None,
             ["projects", name] => drop(name.parse().map(|name: ProjectName| self.projects.remove(&name))),
+            ["live", id] => drop(id.parse().map(|id: HostId| self.live.remove(&id))),
             ["hosts", id] => drop(id.parse().map(|id: HostId| self.hosts.remove(&id))),
             _ => {}
         }
@@ -158,13 +167,19 @@ impl Records {
 pub struct View {
     records: RwLock<Records>,
     revision: watch::Sender<Revision>,
+    /// Beside it: heartbeats move it on too, and must not wake everybody.
+    seen: watch::Sender<Revision>,
 }
 
 impl View {
     /// Reads the store once; [`View::follow`] keeps the result current.
     pub async fn open(store: &SharedStore) -> Result<Arc<View>, RecordError> {
         let (records, revision) = read_all(store).await?;
-        Ok(Arc::new(View { records: RwLock::new(records), revision: watch::Sender::new(revision) }))
+        Ok(Arc::new(View {
+            records: RwLock::new(records),
+            revision: watch::Sender::new(revision),
+            seen: watch::Sender::new(revision),
+        }))
     }
 
     /// Returns the records. The guard is short-lived: never hold it across an `await`.
@@ -193,7 +208,7 @@ impl View {
     /// Waits until everything up to this revision has been seen. The revision must be of a change under [`PREFIX`].
     pub async fn reach(&self, revision: Revision) {
         // The sender lives as long as `self`, so this cannot fail.
-        drop(self.revision.subscribe().wait_for(|seen| *seen >= revision).await);
+        drop(self.seen.subscribe().wait_for(|seen| *seen >= revision).await);
     }
 
     /// Follows the store until the shutdown. A broken watch is re-opened from the last revision, a compacted one is
@@ -247,11 +262,18 @@ impl View {
             }
         };
         drop(records);
-        self.revision.send_replace(revision);
+        self.seen.send_replace(revision);
+        let heartbeat =
+            matches!(event, WatchEvent::Put(entry) if entry.key.starts_with(LIVE) && entry.created != entry.modified);
+        self.revision.send_if_modified(|newest| {
+            *newest = revision;
+            !heartbeat
+        });
     }
 
     fn replace(&self, records: Records, revision: Revision) {
         *self.records.write().unwrap_or_else(std::sync::PoisonError::into_inner) = records;
+        self.seen.send_replace(revision);
         self.revision.send_replace(revision);
     }
 }

@@ -53,7 +53,7 @@ unmount_all() {
     for mount in "$DIR"/e?/disk "$DIR"/h?/disk; do
         [ ! -d "$mount" ] || fsfreeze -u "$mount" 2>/dev/null
     done
-    awk -v dir="$DIR/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r | while read -r mount; do
+    awk -v dir="$DIR/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | LC_ALL=C sort -r | while read -r mount; do
         umount "$mount" 2>/dev/null || umount -l "$mount"
     done
 }
@@ -88,9 +88,9 @@ for _ in 1 2 3 4 5; do
     for pid in $left; do kill -KILL "$pid" 2>/dev/null; done
     sleep 0.2
 done
+remove_control_groups
 unmount_all
 detach_loops
-remove_control_groups
 remove_namespaces
 # Only what a testbed has in it: a directory that was named by mistake loses nothing else.
 rm -rf --one-file-system "$DIR"/[hec][0-9] "$DIR"/{run,work,state,images.tar,context.toml,authority.pem,token}

@@ -51,7 +51,7 @@ main() {
         return 0
     fi
     command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
-        die "this takes apt-get and dpkg-deb" "on another distribution give the programs yourself: see deploy/testbed/README.md"
+        die "this takes apt-get and dpkg-deb" "on another distribution give the programs yourself: see deploy/README.md"
     [ -e "$KEYS" ] || die "Debian's keys are missing" "install debian-archive-keyring (deploy/setup.sh test does)"
     say "fetching ${PACKAGES[*]} of Debian $SUITE"
     prepare_apt

@@ -7,7 +7,6 @@
 #
 #   DEVFLEET_BIN=FOLDER                      where devfleet's programs are (default: target/debug)
 #   DEVFLEET_TESTBED_ETCD=3.5                the etcd that fetch.sh fetched, instead of this machine's
-#   DEVFLEET_TESTBED_TIMERS=default          the product's own timers, instead of short ones
 #   DEVFLEET_TESTBED_IMAGES="NAME:TAG ..."   what each engine gets (default: python and redis of deploy/images)
 set -euo pipefail
 umask 022
@@ -16,7 +15,9 @@ readonly HERE ROOT="$HERE/../.."
 # shellcheck source=lib.sh
 . "$HERE/lib.sh"
 open_testbed "${1:-}"
-readonly FETCHED="$ROOT/target/testbed"
+# Newer programs, where they can be had.
+FETCHED="$("$HERE/fetch.sh" 2>/dev/null || true)"
+readonly FETCHED
 BIN="${DEVFLEET_BIN:-$ROOT/target/debug}"
 BIN="$(cd "$BIN" 2>/dev/null && pwd)" || die "there is no folder $BIN" "run: cargo build --bins"
 readonly BIN IMAGES="${DEVFLEET_TESTBED_IMAGES:-devfleet-test/python:3.11 devfleet-test/redis:7}"
@@ -30,7 +31,7 @@ check() {
         [ -x "$BIN/$program" ] || die "there is no $BIN/$program" "run: cargo build --bins"
     done
     if [ "${DEVFLEET_TESTBED_ETCD:-}" = 3.5 ]; then
-        ETCD="$FETCHED/trixie/usr/bin/etcd"
+        ETCD="$FETCHED/bin/etcd"
     else
         ETCD="$(command -v etcd || true)"
     fi
@@ -107,11 +108,15 @@ make_member() { # NODE
 
 # The last host runs the newer engine, where it was fetched; the others this machine's.
 make_engine() { # NODE
-    local dockerd
+    local dockerd path="$PATH"
     dockerd="$(command -v dockerd)"
-    [ "$1" != h3 ] || [ ! -x "$FETCHED/trixie/usr/sbin/dockerd" ] || dockerd="$FETCHED/trixie/usr/sbin/dockerd"
+    if [ "$1" = h3 ] && [ -x "$FETCHED/sbin/dockerd" ]; then
+        dockerd="$FETCHED/sbin/dockerd" path="$FETCHED/sbin:$FETCHED/bin:$FETCHED/libexec/docker:$PATH"
+    fi
+    # In memory: quicker, and gone with one unmount.
+    mount -t tmpfs -o size=3g tmpfs "$DIR/$1"
     echo '{}' >"$DIR/$1/daemon.json"
-    write_part "$1.dockerd" "-u DOCKER_HOST" "$dockerd" --config-file "$DIR/$1/daemon.json" --data-root "$DIR/$1/data" \
+    write_part "$1.dockerd" "PATH=$path" "$dockerd" --config-file "$DIR/$1/daemon.json" --data-root "$DIR/$1/data" \
         --exec-root "$DIR/$1/exec" --pidfile "$DIR/$1/docker.pid" -H "unix://$DIR/$1/docker.sock" \
         --storage-driver overlay2 --live-restore --shutdown-timeout 3
     start_part "$1.dockerd"

@@ -13,7 +13,7 @@ const FUNCTION_LINES: usize = 70;
 const OPENING_LINES: usize = 10;
 
 /// Plain functions of values; a folder stands for every file in it.
-const DECIDERS: [&str; 24] = [
+const DECIDERS: &[&str] = &[
     "shared/src/admission.rs",
     "shared/src/assignment.rs",
     "shared/src/attempt.rs",
@@ -25,6 +25,7 @@ const DECIDERS: [&str; 24] = [
     "shared/src/units.rs",
     "controller/src/environment.rs",
     "controller/src/environment/",
+    "controller/src/expiry.rs",
     "controller/src/reconcile/snapshot.rs",
     "controller/src/gates/difference.rs",
     "controller/src/jobs/reports.rs",
@@ -33,6 +34,7 @@ const DECIDERS: [&str; 24] = [
     "controller/src/store/bounds.rs",
     "controller/src/store/etcd/versions.rs",
     "controller/src/scheduler/",
+    "controller/src/timers.rs",
     "agent-host/src/assignments.rs",
     "agent-host/src/attempt/course.rs",
     "agent-host/src/attempt/scripts.rs",

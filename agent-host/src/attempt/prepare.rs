@@ -64,7 +64,18 @@ impl Attempt {
             // Nothing has run in it yet, so what an engine's restart left of it is no loss.
             devbox.tear_down().await.map_err(|error| Halt::Failed(error.failure()))?;
         }
-        let image = devbox.prepare(&pulls).await.map_err(|error| Halt::Failed(error.failure()))?;
+        let mut tries = 0;
+        let image = loop {
+            match devbox.prepare(&pulls).await {
+                Ok(image) => break image,
+                // An answer that was lost, or an engine that restarts: what was made is found again by its name.
+                Err(error) if error.is_retryable() && tries < ENGINE_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(ENGINE_AGAIN.pause(tries, Backoff::jitter())).await;
+                }
+                Err(error) => return Err(Halt::Failed(error.failure())),
+            }
+        };
         // Set already: only if an earlier try got this far, with the same recipe and so the same image.
         let _ = self.image.set(image);
         Ok(())

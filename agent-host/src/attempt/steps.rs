@@ -130,7 +130,8 @@ impl Attempt {
             memory_bytes: self.assignment.limits.resources.memory_bytes,
         };
         let mut interrupted = self.adopted;
-        let left = began.after(allowed.time).since(now);
+        let frozen = self.history().frozen_between(began, now);
+        let left = began.after(allowed.time + frozen).since(now);
         let exit = match tokio::time::timeout(left, self.watch(step, name, &mut interrupted)).await {
             Ok(exit) => Some(exit?),
             Err(_) => {

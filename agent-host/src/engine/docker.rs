@@ -184,6 +184,14 @@ impl Engine for DockerEngine {
         self.stop_container(name, grace).await
     }
 
+    async fn pause(&self, name: &str) -> Result<(), EngineError> {
+        self.pause_container(name).await
+    }
+
+    async fn unpause(&self, name: &str) -> Result<(), EngineError> {
+        self.unpause_container(name).await
+    }
+
     async fn remove(&self, object: &ObjectRef) -> Result<(), EngineError> {
         self.remove_object(object).await
     }

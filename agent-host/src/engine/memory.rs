@@ -172,16 +172,22 @@ impl MemoryEngine {
         containers.chain(networks).chain(volumes).collect()
     }
 
-    /// Returns the labels of every container that runs. Within a tokio runtime, whose time counts.
+    /// Returns the labels of every container that runs and is not paused. Within a tokio runtime, whose time counts.
     pub fn running(&self) -> Vec<Labels> {
         let state = self.lock();
-        let runs = |container: &&Container| matches!(container.state(), ContainerState::Running { .. });
+        let runs =
+            |container: &&Container| !container.paused && matches!(container.state(), ContainerState::Running { .. });
         state.containers.values().filter(runs).map(|container| container.spec.labels.clone()).collect()
     }
 
     /// Returns how a container was made.
     pub fn container(&self, name: &str) -> Option<ContainerSpec> {
         self.lock().containers.get(name).map(|container| container.spec.clone())
+    }
+
+    /// Says whether a container is paused. What its script does goes on all the same.
+    pub fn is_paused(&self, name: &str) -> bool {
+        self.lock().containers.get(name).is_some_and(|container| container.paused)
     }
 
     /// Returns what was written to a container's first process.
@@ -340,6 +346,24 @@ impl Engine for MemoryEngine {
         self.call("stop", name, |state| {
             if let Some(container) = state.containers.get_mut(name) {
                 container.kill(143);
+            }
+            Ok(())
+        })
+    }
+
+    async fn pause(&self, name: &str) -> Result<(), EngineError> {
+        self.call("pause", name, |state| {
+            if let Some(container) = state.containers.get_mut(name) {
+                container.paused = matches!(container.state(), ContainerState::Running { .. });
+            }
+            Ok(())
+        })
+    }
+
+    async fn unpause(&self, name: &str) -> Result<(), EngineError> {
+        self.call("unpause", name, |state| {
+            if let Some(container) = state.containers.get_mut(name) {
+                container.paused = false;
             }
             Ok(())
         })

@@ -191,6 +191,7 @@ contracts!(
     kept_output_is_followed_until_the_end,
     stopping_ends_a_container_and_repeats,
     a_running_container_is_removed_by_force,
+    pausing_and_resuming_repeat_and_a_paused_container_can_be_removed,
     a_volume_in_use_stays,
     what_is_not_there_is_said_to_be_not_there,
     many_containers_run_side_by_side,
@@ -334,6 +335,38 @@ async fn stopping_ends_a_container_and_repeats(bench: Arc<Bench>) {
     }
     assert_eq!(waiting.await.expect("joined").expect("an end").status, 143);
     bench.engine.stop(&bench.name("nobody"), Duration::from_secs(1)).await.expect("already so");
+}
+
+async fn pausing_and_resuming_repeat_and_a_paused_container_can_be_removed(bench: Arc<Bench>) {
+    let spec = bench.container("agent", "sleep 600", Script::runs());
+    bench.engine.pause(&spec.name).await.expect("nothing is there to pause");
+    bench.run(&spec).await;
+    for _ in 0..2 {
+        bench.engine.pause(&spec.name).await.expect("paused");
+        let state = bench.engine.state(&spec.name).await.expect("an answer");
+        assert!(matches!(state, Some(ContainerState::Running { .. })), "{state:?}");
+    }
+    for _ in 0..2 {
+        bench.engine.unpause(&spec.name).await.expect("resumed");
+    }
+    bench.engine.pause(&spec.name).await.expect("paused");
+    bench.engine.remove(&of(ObjectKind::Container, &spec.name)).await.expect("removed");
+    assert_eq!(bench.engine.state(&spec.name).await.expect("an answer"), None);
+}
+
+#[tokio::test]
+async fn on_docker_a_paused_container_stands_still() {
+    check(Bench::docker(&[BASE]).await, |bench: Arc<Bench>| async move {
+        let spec = bench.container("agent", "sleep 1; exit 7", Script::runs());
+        bench.run(&spec).await;
+        bench.engine.pause(&spec.name).await.expect("paused");
+        let early = tokio::time::timeout(Duration::from_secs(3), bench.engine.wait(&spec.name)).await;
+        assert!(early.is_err(), "it ended while it was paused: {early:?}");
+        bench.engine.unpause(&spec.name).await.expect("resumed");
+        assert_eq!(bench.engine.wait(&spec.name).await.expect("an end").status, 7);
+        bench.engine.pause(&spec.name).await.expect("what has ended is so already");
+    })
+    .await;
 }
 
 async fn a_running_container_is_removed_by_force(bench: Arc<Bench>) {

@@ -3,6 +3,7 @@
 mod attempt;
 mod engine_contract;
 mod environment;
+mod freeze;
 mod ledger;
 mod mirror;
 mod output;

@@ -105,6 +105,7 @@ impl Pair {
         let ledgers = world.dir.path().join("ledger");
         let (supervisor, handle) = Supervisor::adopt(Arc::clone(&around), ledgers, 4).expect("adopt");
         tasks.spawn(supervisor.run(shutdown.clone()));
+        let proofs = around.proofs.clone();
         let sweeping =
             Arc::new(Sweeping { around: Arc::clone(&around), protection: Duration::ZERO, turn: Default::default() });
         let welcomed = tokio::sync::watch::Sender::new(false);
@@ -115,6 +116,8 @@ impl Pair {
             inventory: Inventory { around, supervisor: handle, slots: 4, mirrors: "/nowhere".into() },
             sweeping,
             incarnation: "i1".into(),
+            proofs: proofs.clone(),
+            clock: world.clock.clone(),
             welcomed,
         };
         tasks.spawn(session.run(shutdown.clone()));
@@ -142,6 +145,7 @@ impl Line {
             heartbeat_seconds: 1,
             controller_version,
             assignments: Some(assignments),
+            ..v1::Welcome::default()
         }))
         .await;
     }

@@ -17,6 +17,7 @@ use devfleet_host::caches::Caches;
 use devfleet_host::engine::ImageFacts;
 use devfleet_host::engine::memory::{End, MemoryEngine, Piece, Script};
 use devfleet_host::environment::Images;
+use devfleet_host::freeze::Proofs;
 use devfleet_host::mirror::{GitLogin, Imported};
 use devfleet_host::spool::Spools;
 use devfleet_host::supervisor::{Supervisor, SupervisorHandle};
@@ -128,6 +129,7 @@ impl Controller for MemoryController {
 /// A started daemon.
 pub(crate) struct Daemon {
     pub(crate) handle: SupervisorHandle,
+    pub(crate) around: Arc<Surroundings>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) supervisor: JoinHandle<()>,
     spools: Spools,
@@ -141,6 +143,7 @@ pub(crate) struct World {
     pub(crate) assignment: Assignment,
     /// Asked for its room; `None`: the machine's own disk does not matter.
     pub(crate) engine_disk: Option<PathBuf>,
+    pub(crate) clock: Clock,
     host: HostId,
 }
 
@@ -166,6 +169,7 @@ impl World {
             controller: Arc::default(),
             assignment: assignment(),
             engine_disk: None,
+            clock: Clock::system(),
             host: HostId::random(),
         };
         for step in ["checkout", "setup", "agent", "verify"] {
@@ -202,7 +206,7 @@ impl World {
             caches: Caches::new(Arc::clone(&engine), self.host.clone(), self.dir.path(), 1 << 30),
             engine,
             host: self.host.clone(),
-            clock: Clock::system(),
+            clock: self.clock.clone(),
             pool: "10.213.0.0/16".parse().expect("pool"),
             code: Arc::clone(&self.code) as _,
             controller: Arc::clone(&self.controller) as _,
@@ -210,6 +214,7 @@ impl World {
             data_dir: self.dir.path().to_owned(),
             engine_disk: self.engine_disk.clone(),
             board: Board::default(),
+            proofs: Proofs::fresh(self.clock.clone()),
         })
     }
 
@@ -217,10 +222,11 @@ impl World {
     pub(crate) fn start(&self) -> Daemon {
         let spools = Spools::open_dir(self.dir.path().join("spool")).expect("spools");
         let around = self.around(spools.clone());
-        let (supervisor, handle) = Supervisor::adopt(around, self.dir.path().join("ledger"), 4).expect("adopt");
+        let (supervisor, handle) =
+            Supervisor::adopt(Arc::clone(&around), self.dir.path().join("ledger"), 4).expect("adopt");
         let shutdown = CancellationToken::new();
         let supervisor = tokio::spawn(supervisor.run(shutdown.clone()));
-        Daemon { handle, shutdown, supervisor, spools }
+        Daemon { handle, around, shutdown, supervisor, spools }
     }
 
     /// Starts a daemon and gives it the assignment.

@@ -47,7 +47,7 @@ pub struct EtcdConfig {
 impl StoreConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         let StoreConfig::Etcd(etcd) = self else { return Ok(()) };
-        let refuse = |key, problem| Err(ConfigError::Value { key, problem });
+        let refuse = |key, problem: &str| Err(ConfigError::Value { key, problem: problem.to_owned() });
         let (http, https) = (etcd.all_begin("http://"), etcd.all_begin("https://"));
         if etcd.endpoints.is_empty() || !(http || https) {
             return refuse("store.endpoints", "write at least one, all `https://name:2379` or all `http://name:2379`");

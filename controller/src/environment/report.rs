@@ -1,6 +1,8 @@
 //! Puts the derivation together, and says of every fact where it stands in the CI configuration.
 
-use devfleet_shared::environment::{EnvironmentSpec, ServiceSpec};
+use std::collections::BTreeMap;
+
+use devfleet_shared::environment::{CacheSpec, EnvironmentSpec, ServiceSpec};
 
 use super::commands::{self, Sorted};
 use super::job::Job;
@@ -32,45 +34,20 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
     let mut sorted = commands::sort(&texts(&before), &texts(&script));
     let mut notes = document.notes.clone();
     notes.extend(borrow_setup(&choice, &mut sorted));
-    notes.extend(
-        choice.builders.first().map(|first| {
-            format!("job {:?} uses what job {first:?} builds: its commands may have to run first", job.name)
-        }),
-    );
+    notes.extend(about_builders(&choice));
     let user = option(choice.written.user.as_deref(), "user", &mut variables, &mut notes)?;
     let platform = option(choice.written.platform.as_deref(), "platform", &mut variables, &mut notes)?;
 
     let mut report = Report { document, lines: Vec::new() };
     report.choice(&choice);
     report.services(&services, &job);
-    for name in job.variable_names() {
-        if let (Some(place), Some(value)) = (variables::place_of(&job, &name), values.get(&name)) {
-            let origin = if job.keyword("variables").is_some_and(|node| node.get(&name).is_some()) {
-                job.name
-            } else {
-                "(global)"
-            };
-            report.add(&format!("variable {name}"), value, Origin { place, job: origin, keyword: "variables" });
-        }
-    }
-    for spec in &caches.specs {
-        report.add(
-            &format!("cache {}", spec.path),
-            &spec.key,
-            Origin { place: caches.place, job: &caches.origin, keyword: "cache" },
-        );
-    }
+    report.variables(&job, &values);
+    report.caches(&caches);
     report.commands(&sorted, &job, &before, &script);
 
-    let user_of_image = user.as_deref();
-    for cache in managers::caches(&[&sorted.setup, &sorted.verify], &values, &context.repository_files, user_of_image) {
-        let overlap = |one: &str, other: &str| {
-            one.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        if !caches.specs.iter().any(|known| overlap(&known.path, &cache.path) || overlap(&cache.path, &known.path)) {
-            caches.specs.push(cache);
-        }
-    }
+    let managed =
+        managers::caches(&[&sorted.setup, &sorted.verify], &values, &context.repository_files, user.as_deref());
+    add_caches(&mut caches.specs, managed);
     let successor = gone::successor(&choice.image);
     notes.extend(
         successor
@@ -116,6 +93,22 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
         version,
         optional_services,
     })
+}
+
+fn about_builders(choice: &Choice<'_>) -> Option<String> {
+    let first = choice.builders.first()?;
+    Some(format!("job {:?} uses what job {first:?} builds: its commands may have to run first", choice.job.name))
+}
+
+/// Adds the caches of package managers that lie neither in nor around one that the CI file names.
+fn add_caches(specs: &mut Vec<CacheSpec>, managed: Vec<CacheSpec>) {
+    let within =
+        |one: &str, other: &str| one.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    for cache in managed {
+        if !specs.iter().any(|known| within(&known.path, &cache.path) || within(&cache.path, &known.path)) {
+            specs.push(cache);
+        }
+    }
 }
 
 /// Takes the installation of dependencies from the job before it, where CI hands the result on as a cache or an artifact.
@@ -260,6 +253,29 @@ impl Report<'_> {
         for (name, value) in &choice.variant {
             let place = choice.job.keyword("parallel").map(|node| node.place).unwrap_or_default();
             self.add(&format!("variable {name}"), value, Origin { place, job, keyword: "parallel:matrix" });
+        }
+    }
+
+    fn variables(&mut self, job: &Job<'_>, values: &BTreeMap<String, String>) {
+        for name in job.variable_names() {
+            if let (Some(place), Some(value)) = (variables::place_of(job, &name), values.get(&name)) {
+                let origin = if job.keyword("variables").is_some_and(|node| node.get(&name).is_some()) {
+                    job.name
+                } else {
+                    "(global)"
+                };
+                self.add(&format!("variable {name}"), value, Origin { place, job: origin, keyword: "variables" });
+            }
+        }
+    }
+
+    fn caches(&mut self, caches: &caches::Caches) {
+        for spec in &caches.specs {
+            self.add(
+                &format!("cache {}", spec.path),
+                &spec.key,
+                Origin { place: caches.place, job: &caches.origin, keyword: "cache" },
+            );
         }
     }
 

@@ -281,12 +281,13 @@ fn best_usable<'c, 'a>(candidates: &'c [Candidate<'a>]) -> Option<&'c Candidate<
     Some(best)
 }
 
-fn finish<'a>(
+/// How sure the choice is; what speaks against it goes into the notes.
+fn certainty<'a>(
     chosen: &Candidate<'a>,
-    found: Found<'a>,
+    found: &Found<'a>,
     candidates: &[Candidate<'a>],
-    mut notes: Vec<String>,
-) -> Choice<'a> {
+    notes: &mut Vec<String>,
+) -> (f64, Verdict) {
     let mut confidence: f64 = match chosen.judgement.purpose {
         Purpose::Test => 0.95,
         Purpose::TestScript => 0.8,
@@ -326,6 +327,17 @@ fn finish<'a>(
     if found.name.is_bare() {
         confidence = confidence.min(0.7);
     }
+    (confidence, verdict)
+}
+
+fn finish<'a>(
+    chosen: &Candidate<'a>,
+    found: Found<'a>,
+    candidates: &[Candidate<'a>],
+    mut notes: Vec<String>,
+) -> Choice<'a> {
+    let (confidence, verdict) = certainty(chosen, &found, candidates, &mut notes);
+    let others = || candidates.iter().filter(|candidate| candidate.order != chosen.order);
     let alternatives = others().filter_map(|candidate| {
         let image = candidate.usable()?.name.to_string();
         Some(Alternative { job: candidate.job.name.to_owned(), image, score: candidate.judgement.score })

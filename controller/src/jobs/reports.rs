@@ -6,7 +6,7 @@ use devfleet_shared::job::{JobEvent, JobPhase};
 
 use super::{Claim, JobError, step};
 use crate::retries;
-use crate::store::records::{AttemptRecord, JobState};
+use crate::store::records::JobState;
 
 /// What a host saw of its attempt.
 #[derive(Clone, Copy)]
@@ -38,10 +38,7 @@ pub(super) fn apply_report(
     attempt.phase = phase.clone();
     let Some(result) = phase.result().filter(|_| state.phase == JobPhase::Running) else { return Ok(()) };
     let result = if cancelled { AttemptResult::Cancelled } else { result.clone() };
-    let refused = |attempt: &&AttemptRecord| attempt.result().is_some_and(retries::is_refusal);
-    let refused = state.attempts.iter().filter(refused).count() as u32;
-    let made = retries::Made { charged: state.attempts.len() as u32 - refused, refused };
-    let pause = retries::retry(&result, made, max_attempts, cancelled);
+    let pause = retries::retry(&result, retries::Made::of(&state.attempts), max_attempts, cancelled);
     let trouble = match &result {
         AttemptResult::Failed(failure) => Some(failure.message.clone()),
         AttemptResult::Lost => Some("the attempt was lost with its host".to_owned()),
@@ -63,6 +60,7 @@ mod tests {
     use devfleet_shared::id::{AttemptId, Fence, HostId, JobId};
 
     use super::*;
+    use crate::store::records::AttemptRecord;
 
     fn running() -> (JobState, Claim) {
         let claim =

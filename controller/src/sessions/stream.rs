@@ -17,19 +17,23 @@ use devfleet_shared::clock::Timestamp;
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{Fence, HostId, JobId};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tracing::{error, info, warn};
 
+use super::prover::{Held, ProofError, ProverHandle};
 use super::{Order, Sessions};
+use crate::api::refusal;
 use crate::jobs::{Claim, JobError, Jobs, Report};
 use crate::logs::JobLogs;
 use crate::store::records::{Proposal, RecordError};
+use crate::timers::Timers;
 use crate::view::{JobRecords, View};
 
-/// How often a host says that it is there.
-pub const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How long the view may lag behind what a session wrote.
+const VIEW: Duration = Duration::from_secs(10);
 
 /// What a session works with.
 #[derive(Clone)]
@@ -42,6 +46,10 @@ pub struct SessionParts {
     pub sessions: Arc<Sessions>,
     /// Job output.
     pub logs: JobLogs,
+    /// Proves heartbeats.
+    pub prover: ProverHandle,
+    /// The timers that hosts are told.
+    pub timers: Timers,
 }
 
 /// One session.
@@ -53,6 +61,16 @@ pub struct Session {
     sent: Vec<v1::Assignment>,
     sweeps: BTreeMap<u64, oneshot::Sender<v1::SweepResult>>,
     last_sweep: u64,
+    proofs: Proofs,
+}
+
+/// The heartbeats of one session, and what is known of its record in the store.
+#[derive(Default)]
+struct Proofs {
+    under_way: JoinSet<Result<Held, ProofError>>,
+    held: Option<Held>,
+    /// A heartbeat that came while another is being proven. The newest stands for those before it.
+    waiting: Option<u64>,
 }
 
 /// The other side is gone.
@@ -65,12 +83,26 @@ impl Session {
         host: HostId,
         down: mpsc::Sender<Result<ControllerMessage, tonic::Status>>,
     ) -> Self {
-        Self { parts, host, down, proposals: BTreeMap::new(), sent: Vec::new(), sweeps: BTreeMap::new(), last_sweep: 0 }
+        Self {
+            parts,
+            host,
+            down,
+            proposals: BTreeMap::new(),
+            sent: Vec::new(),
+            sweeps: BTreeMap::new(),
+            last_sweep: 0,
+            proofs: Proofs::default(),
+        }
     }
 
     /// Runs until either side ends it.
     pub async fn run(mut self, hello: v1::Hello, mut up: Streaming<HostMessage>, shutdown: CancellationToken) {
-        let (number, mut orders) = self.parts.sessions.open(&self.host, &hello);
+        let number = self.parts.sessions.number();
+        if let Err(refused) = self.prove_first(number, &hello).await {
+            drop(self.down.send(Err(refused)).await);
+            return;
+        }
+        let mut orders = self.parts.sessions.open(&self.host, number, &hello);
         info!(host = %self.host, version = hello.host_version, owned = hello.owned.len(), "host connected");
         let outcome = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
@@ -100,7 +132,11 @@ impl Session {
                     }
                     None => return Err(Gone),
                 },
-                _ = changed.changed() => self.send_assignments().await?,
+                _ = changed.changed() => {
+                    self.end_if_removed().await?;
+                    self.send_assignments().await?;
+                }
+                Some(proof) = self.proofs.under_way.join_next() => self.proven(proof).await?,
                 order = orders.recv() => match order {
                     Some(Order::Sweep { dry_run, answer }) => self.order_sweep(dry_run, answer).await?,
                     Some(Order::Close) | None => return Ok(()),
@@ -109,13 +145,74 @@ impl Session {
         }
     }
 
+    /// Writes the session down, and waits until the view has seen that: a host that opens a session must not be told of
+    /// anything that was taken from it before.
+    async fn prove_first(&mut self, number: u64, hello: &v1::Hello) -> Result<(), tonic::Status> {
+        let opened = tokio::time::timeout(VIEW, async {
+            let held = self.parts.prover.open(&self.host, number, &hello.incarnation).await?;
+            self.parts.view.reach(held.revision).await;
+            Ok(held)
+        });
+        match opened.await {
+            Ok(Ok(held)) => {
+                self.proofs.held = Some(held);
+                Ok(())
+            }
+            Ok(Err(ProofError::Removed)) => Err(removed()),
+            Ok(Err(error)) => {
+                warn!(host = %self.host, error = %Chain(&error), "a session could not be opened");
+                Err(tonic::Status::unavailable("the controller's store does not answer; try again"))
+            }
+            Err(_) => Err(tonic::Status::unavailable("the controller is behind its store; try again")),
+        }
+    }
+
+    fn prove_next(&mut self) {
+        let proofs = &mut self.proofs;
+        if let (true, Some(held), Some(sequence)) = (proofs.under_way.is_empty(), &proofs.held, proofs.waiting) {
+            proofs.waiting = None;
+            let (prover, held) = (self.parts.prover.clone(), held.clone());
+            proofs.under_way.spawn(async move { prover.prove(held, sequence).await });
+        }
+    }
+
+    async fn proven(&mut self, proof: Result<Result<Held, ProofError>, tokio::task::JoinError>) -> Result<(), Gone> {
+        match proof {
+            Ok(Ok(held)) => {
+                let sequence = held.record.sequence;
+                self.proofs.held = Some(held);
+                self.send(Down::Heartbeat(v1::HeartbeatAck { sequence })).await?;
+            }
+            Ok(Err(error @ (ProofError::Over | ProofError::Removed))) => {
+                info!(host = %self.host, error = %Chain(&error), "the session ends");
+                return Err(Gone);
+            }
+            // Not answered: the host counts from the last one that was.
+            Ok(Err(error)) => warn!(host = %self.host, error = %Chain(&error), "a heartbeat could not be proven"),
+            Err(error) => warn!(host = %self.host, error = %Chain(&error), "a heartbeat could not be proven"),
+        }
+        self.prove_next();
+        Ok(())
+    }
+
+    async fn end_if_removed(&self) -> Result<(), Gone> {
+        if self.parts.view.read().hosts.contains_key(&self.host) {
+            return Ok(());
+        }
+        info!(host = %self.host, "the host was removed, its session ends");
+        drop(self.down.send(Err(removed())).await);
+        Err(Gone)
+    }
+
     async fn welcome(&mut self) -> Result<(), Gone> {
         let assignments = self.assignments().await?;
         self.sent.clone_from(&assignments.assignments);
         self.send(Down::Welcome(v1::Welcome {
-            heartbeat_seconds: HEARTBEAT.as_secs(),
+            heartbeat_seconds: self.parts.timers.heartbeat.0.as_secs(),
             controller_version: env!("CARGO_PKG_VERSION").to_owned(),
             assignments: Some(assignments),
+            freeze_ms: self.parts.timers.freeze.0.as_millis() as u64,
+            kill_ms: self.parts.timers.kill.0.as_millis() as u64,
         }))
         .await
     }
@@ -133,7 +230,9 @@ impl Session {
         match message.kind {
             Some(Up::Heartbeat(beat)) => {
                 self.parts.sessions.heard(&self.host, number, None);
-                self.send(Down::Heartbeat(v1::HeartbeatAck { sequence: beat.sequence })).await
+                self.proofs.waiting = Some(beat.sequence);
+                self.prove_next();
+                Ok(())
             }
             Some(Up::Inventory(inventory)) => {
                 self.parts.sessions.heard(&self.host, number, Some(inventory));
@@ -263,6 +362,14 @@ impl Session {
     async fn send(&self, kind: Down) -> Result<(), Gone> {
         self.down.send(Ok(ControllerMessage { kind: Some(kind) })).await.map_err(|_| Gone)
     }
+}
+
+fn removed() -> tonic::Status {
+    refusal(
+        tonic::Code::PermissionDenied,
+        "HOST_REMOVED",
+        "this host is not part of the fleet any more; join again with a new token",
+    )
 }
 
 #[cfg(test)]

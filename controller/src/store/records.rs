@@ -4,6 +4,8 @@
 //! `state` is moved by compare-and-swap, its `owner` is changed by claims alone, so that the owner's revision is the
 //! fence. Values are JSON.
 
+pub mod live;
+
 use std::collections::BTreeMap;
 pub mod fleet;
 pub mod leadership;

@@ -11,6 +11,8 @@ mod identity;
 mod jobs;
 mod leader;
 mod logs;
+mod proving;
+mod reclaim;
 mod store_contract;
 mod store_crash;
 mod support;

@@ -89,7 +89,7 @@ impl Fleet {
         forge.commit("main", &[(".gitlab-ci.yml", PIPELINE)]);
         let names: Vec<String> = (0..plan.controllers).map(controller).collect();
         let machines = (0..plan.hosts)
-            .map(|number| Arc::new(make_machine(number, &plan, dir.path(), &clock, &authority, &names)))
+            .map(|number| Arc::new(make_machine(number, &plan, dir.path(), &clock, &authority, &names, mutant)))
             .collect::<Vec<_>>();
         let token = Setup { store: store.clone(), clock: clock.clone() }.run(&machines);
         let people = People {
@@ -313,6 +313,7 @@ fn make_machine(
     clock: &Clock,
     authority: &Authority,
     controllers: &[String],
+    mutant: Option<Mutant>,
 ) -> Machine {
     let id = HostId::random();
     let request = tls::signing_request().expect("a key");
@@ -325,7 +326,7 @@ fn make_machine(
     let text = format!("data_dir = {data_dir:?}\nname = \"host-{number}\"\nslots = 3\n");
     Machine {
         host: id,
-        engine: machine::engine(plan.agent[number]),
+        engine: machine::engine(plan.agent[number], mutant),
         dial: Arc::new(dial),
         clock: clock.clone(),
         config: devfleet_host::config::Config::parse(Path::new("host.toml"), &text).expect("a configuration"),

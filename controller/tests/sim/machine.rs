@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use devfleet_host::attempt::ports::{Code, CodeError};
 use devfleet_host::config::Config;
 use devfleet_host::daemon;
-use devfleet_host::engine::memory::{MemoryEngine, Piece, Script};
+use devfleet_host::engine::memory::{Fault, MemoryEngine, Piece, Script};
 use devfleet_host::engine::{ImageFacts, label};
 use devfleet_host::mirror::{GitLogin, Imported};
 use devfleet_host::spool::shipping::Dial;
@@ -18,6 +18,8 @@ use devfleet_shared::clock::Clock;
 use devfleet_shared::id::{Digest, HostId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::plan::Mutant;
 
 const BUNDLE: &str = "# v2 git bundle, as it were";
 /// How often it is noted what runs.
@@ -52,8 +54,11 @@ pub(crate) fn agent_output() -> String {
 }
 
 /// Makes an engine whose every step goes well, the agent's after this time.
-pub(crate) fn engine(agent: Duration) -> Arc<MemoryEngine> {
+pub(crate) fn engine(agent: Duration, mutant: Option<Mutant>) -> Arc<MemoryEngine> {
     let engine = MemoryEngine::new();
+    if mutant == Some(Mutant::Freeze) {
+        engine.fail_when(|call| (call.verb == "pause").then_some(Fault::Before));
+    }
     let image = ImageFacts {
         id: "sha256:base".into(),
         user: String::new(),

@@ -10,12 +10,14 @@ use rand::{RngExt as _, SeedableRng as _};
 pub(crate) enum Mutant {
     /// The store answers before it has written, and forgets some of it.
     Durable,
+    /// Environments that are to be frozen run on.
+    Freeze,
     /// Merge requests are opened without looking for them first.
     MergeRequest,
 }
 
 impl Mutant {
-    pub(crate) const ALL: [Mutant; 2] = [Mutant::Durable, Mutant::MergeRequest];
+    pub(crate) const ALL: [Mutant; 3] = [Mutant::Durable, Mutant::Freeze, Mutant::MergeRequest];
 
     pub(crate) fn named(name: &str) -> Option<Mutant> {
         Mutant::ALL.into_iter().find(|mutant| format!("{mutant:?}") == name)

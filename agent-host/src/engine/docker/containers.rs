@@ -137,6 +137,19 @@ impl DockerEngine {
         }
     }
 
+    pub(super) async fn pause_container(&self, name: &str) -> Result<(), EngineError> {
+        let client = self.client().await?;
+        let paused = self.within(DEADLINE, || format!("pause container {name}"), client.pause_container(name)).await;
+        already(paused, &["is already paused", "is not running"])
+    }
+
+    pub(super) async fn unpause_container(&self, name: &str) -> Result<(), EngineError> {
+        let client = self.client().await?;
+        let resumed =
+            self.within(DEADLINE, || format!("resume container {name}"), client.unpause_container(name)).await;
+        already(resumed, &["is not paused", "is not running"])
+    }
+
     pub(super) async fn stop_container(&self, name: &str, grace: Duration) -> Result<(), EngineError> {
         let client = self.client().await?;
         let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
@@ -145,6 +158,15 @@ impl DockerEngine {
             Err(EngineError::NotFound { .. }) => Ok(()),
             other => other,
         }
+    }
+}
+
+/// Takes what is so already for success.
+fn already(outcome: Result<(), EngineError>, so: &[&str]) -> Result<(), EngineError> {
+    match outcome {
+        Err(EngineError::NotFound { .. }) => Ok(()),
+        Err(EngineError::Other { detail, .. }) if so.iter().any(|so| detail.contains(so)) => Ok(()),
+        other => other,
     }
 }
 

@@ -14,6 +14,7 @@ use crate::engine::{ContainerSpec, ContainerState, Exit, Mount, OutputFrame, Out
 pub(super) struct Container {
     pub(super) spec: ContainerSpec,
     pub(super) input: Option<Vec<u8>>,
+    pub(super) paused: bool,
     script: Script,
     life: watch::Sender<Life>,
 }
@@ -38,7 +39,7 @@ impl Life {
 
 impl Container {
     pub(super) fn new(spec: ContainerSpec, script: Script) -> Self {
-        Self { spec, input: None, script, life: watch::Sender::new(Life::default()) }
+        Self { spec, input: None, paused: false, script, life: watch::Sender::new(Life::default()) }
     }
 
     pub(super) fn start(&mut self, now: Instant, input: Option<&[u8]>) {

@@ -236,10 +236,10 @@ To run it by hand: devfleet env show 0b5e1d2c --dockerfile, --compose
         };
         let text = paint(&super::proposal(&proposal), false);
         let expected = "Beside the environment
-  CI variables:  TOKEN for setup, verify
-  egress:        pypi.org (not enforced yet)
-  budget:        9000 tokens (not enforced yet)
-  components:    api: api/**
+  CI variables: TOKEN for setup, verify
+  egress:       pypi.org (not enforced yet)
+  budget:       9000 tokens (not enforced yet)
+  components:   api: api/**
 ";
         assert!(text.contains(expected), "{text}");
     }
@@ -255,9 +255,9 @@ To run it by hand: devfleet env show 0b5e1d2c --dockerfile, --compose
             dockerfile: "- FROM ruby:3.1\n+ FROM ruby:3.2\n  USER 0\n".into(),
         };
         let expected = "\
-job:       0b5e1d2c-1111-4222-8333-444444444444
-approved:  sha256:a
-now:       sha256:b
+job:          0b5e1d2c-1111-4222-8333-444444444444
+approved:     sha256:a
+now:          sha256:b
 
 image
   - ruby:3.1

@@ -145,7 +145,7 @@ fn what_is_wrong_is_said_with_its_line_and_key() {
     check_refused("[budget]\ntokens = 1\n", 1, "budget.tokens", "1000");
     check_refused("egress = [\"https://pypi.org\"]\n", 1, "egress", "without scheme");
     check_refused("egress = [\"*\"]\n", 1, "egress", "no host");
-    check_refused("x = 1\n[components.api]\n", 1, "x", "unknown field");
+    check_refused("x = 1\n", 1, "x", "unknown field");
     check_refused("\n[components.api]\npaths = []\n", 2, "components.api.paths", "at least one");
     check_refused(&"#".repeat(OVERRIDES_BYTES + 1), 1, "", "longer than");
     check_refused(&format!("verify = [{}]", "\"a\",".repeat(65)), 1, "verify", "more than 64");

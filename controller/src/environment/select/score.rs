@@ -102,6 +102,12 @@ fn points(purpose: Purpose) -> i64 {
     }
 }
 
+/// Names of platforms beside the one that hosts have.
+const OTHER_PLATFORMS: [&str; 20] = [
+    "windows", "win", "win32", "win64", "mingw", "macos", "osx", "mac", "darwin", "ios", "freebsd", "arm", "arm64",
+    "armhf", "armv7", "aarch64", "i386", "s390x", "ppc64le", "riscv64",
+];
+
 fn by_name(job: &Job<'_>, judgement: &mut Judgement) {
     let lower = job.name.to_ascii_lowercase();
     let parts: Vec<&str> = lower.split(|letter: char| !letter.is_ascii_alphanumeric()).collect();
@@ -155,10 +161,7 @@ fn by_name(job: &Job<'_>, judgement: &mut Judgement) {
     if has(&["lint", "style", "format", "fmt"]) && judgement.purpose != Purpose::Test {
         judgement.add(-5, "named like a style check");
     }
-    if has(&[
-        "windows", "win", "win32", "win64", "mingw", "macos", "osx", "mac", "darwin", "ios", "freebsd", "arm", "arm64",
-        "armhf", "armv7", "aarch64", "i386", "s390x", "ppc64le", "riscv64",
-    ]) {
+    if has(&OTHER_PLATFORMS) {
         judgement.add(-12, "named like another platform");
     }
     if has(&["lowest", "minimal", "legacy", "next", "canary", "beta", "edge", "experimental", "unstable", "mutants"]) {

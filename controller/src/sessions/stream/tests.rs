@@ -8,6 +8,7 @@ use devfleet_shared::id::AttemptId;
 use futures_util::stream::BoxStream;
 
 use super::*;
+use crate::sessions::prover::Prover;
 use crate::store::embedded::Embedded;
 use crate::store::records::{AttemptRecord, JobSpec, JobState, Owner, key, put};
 use crate::store::{
@@ -103,6 +104,8 @@ async fn a_store_that_does_not_answer_ends_the_session_before_a_short_set_is_sen
         jobs: Jobs::new(store, clock.clone()),
         sessions: Arc::new(Sessions::new(clock)),
         logs: JobLogs::new(directory.path().join("logs")),
+        prover: Prover::new(mute.clone(), "c1".into(), Duration::from_secs(15)).1,
+        timers: Timers::default(),
     };
     let (down, mut heard) = mpsc::channel(8);
     let mut session = Session::new(parts, host, down);

@@ -13,7 +13,7 @@ mod repository;
 mod server;
 mod state;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,13 +94,18 @@ pub(crate) struct GitLabStandIn {
 impl GitLabStandIn {
     /// Starts one; when this returns, it answers.
     pub(crate) async fn start() -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    /// Starts one on a port of another address of this machine.
+    pub(crate) async fn start_at(address: IpAddr) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("gitlab-stand-in")
             .enable_all()
             .build()
             .expect("make the stand-in's runtime");
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bind a loopback port");
+        let listener = std::net::TcpListener::bind((address, 0)).expect("bind a port");
         listener.set_nonblocking(true).expect("make the listener fit for tokio");
         let address = listener.local_addr().expect("a bound listener has an address");
         let shared = Arc::new(Shared::new(format!("http://{address}")));

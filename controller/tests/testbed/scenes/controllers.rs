@@ -1,0 +1,31 @@
+//! Faults of controllers: killed, standing still, cut off.
+
+use std::time::Duration;
+
+use crate::fleet::last;
+use crate::work::Stage;
+
+pub(super) async fn controllers_that_are_killed_lose_no_job_and_charge_no_attempt(
+    stage: &Stage,
+    chaos: bool,
+) -> String {
+    let (rounds, agent) = if chaos { (30, "steady-60") } else { (4, "steady-15") };
+    let mut ids = Vec::new();
+    for round in 0..rounds {
+        // Submissions come in between: the client's key makes them safe to repeat.
+        if round < 5 {
+            ids.push(stage.submit(agent).await);
+        }
+        for part in stage.controllers() {
+            stage.fleet.kill(&part);
+            last(Duration::from_millis(500)).await;
+            stage.fleet.start(&part);
+            // The next one dies only when this one can serve again: the fleet is never without one for long.
+            stage.people.answering().await;
+        }
+    }
+    for job in stage.settle().await {
+        assert_eq!((job.outcome.as_str(), job.attempts.len()), ("succeeded", 1), "no attempt is charged: {job:#?}");
+    }
+    format!("{} kills, {} jobs", rounds * stage.controllers().len(), ids.len())
+}
