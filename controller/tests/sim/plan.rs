@@ -19,6 +19,9 @@ pub(crate) enum Mutant {
 impl Mutant {
     pub(crate) const ALL: [Mutant; 3] = [Mutant::Durable, Mutant::Freeze, Mutant::MergeRequest];
 
+    /// Those that the first seeds notice. For `Freeze` a long cut must meet a long step: it takes more seeds.
+    pub(crate) const NOTICED: [Mutant; 2] = [Mutant::Durable, Mutant::MergeRequest];
+
     pub(crate) fn named(name: &str) -> Option<Mutant> {
         Mutant::ALL.into_iter().find(|mutant| format!("{mutant:?}") == name)
     }
