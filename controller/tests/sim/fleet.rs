@@ -88,9 +88,9 @@ impl Fleet {
         let forge = Arc::new(MemoryForge::new());
         forge.commit("main", &[(".gitlab-ci.yml", PIPELINE)]);
         let names: Vec<String> = (0..plan.controllers).map(controller).collect();
-        let machines = (0..plan.hosts)
-            .map(|number| Arc::new(make_machine(number, &plan, dir.path(), &clock, &authority, &names, mutant)))
-            .collect::<Vec<_>>();
+        let site =
+            Site { plan: &plan, dir: dir.path(), clock: &clock, authority: &authority, controllers: &names, mutant };
+        let machines = (0..plan.hosts).map(|number| Arc::new(make_machine(number, &site))).collect::<Vec<_>>();
         let token = Setup { store: store.clone(), clock: clock.clone() }.run(&machines);
         let people = People {
             controllers: names,
@@ -306,15 +306,18 @@ async fn serve(config: Config, ground: impl Fn() -> Ground) -> turmoil::Result {
     }
 }
 
-fn make_machine(
-    number: usize,
-    plan: &Plan,
-    dir: &Path,
-    clock: &Clock,
-    authority: &Authority,
-    controllers: &[String],
+/// What machines are made from.
+struct Site<'a> {
+    plan: &'a Plan,
+    dir: &'a Path,
+    clock: &'a Clock,
+    authority: &'a Authority,
+    controllers: &'a [String],
     mutant: Option<Mutant>,
-) -> Machine {
+}
+
+fn make_machine(number: usize, site: &Site<'_>) -> Machine {
+    let Site { plan, dir, clock, authority, controllers, mutant } = *site;
     let id = HostId::random();
     let request = tls::signing_request().expect("a key");
     let certified = authority.sign_host(&request.request_pem, &id).expect("a certificate");
