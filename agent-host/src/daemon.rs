@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use devfleet_shared::backoff::Backoff;
 use devfleet_shared::clock::Clock;
 use devfleet_shared::error::Chain;
+use devfleet_shared::id::HostId;
 use devfleet_shared::secret::Secret;
 use devfleet_shared::tls;
 use tokio::sync::watch;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use crate::attempt::Surroundings;
+use crate::attempt::ports::Code;
 use crate::attempt::reports::Board;
 use crate::caches::Caches;
 use crate::config::Config;
@@ -123,22 +125,49 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
     tracing::info!(host = %identity.host(), name = config.name, "host daemon starts");
     let dial: Arc<dyn Dial> =
         Arc::new(IdentityDial { identity: identity.clone(), controller: config.controller.clone() });
+    let code = Arc::new(Mirrors::new(config.data_dir.join("mirrors")));
+    let ground = Ground { host: identity.host().clone(), engine, code, dial, clock: clock.clone() };
+    let end = shutdown.child_token();
+    let mut parts = start(ground, &config, &end).await?;
+    spawn(&mut parts, "renewal", renew(identity, config.controller, clock, end.clone()));
+    await_end(parts, &end).await
+}
+
+/// What a daemon stands on, given from outside.
+pub struct Ground {
+    /// This host.
+    pub host: HostId,
+    /// The engine.
+    pub engine: SharedEngine,
+    /// Mirrors and remotes.
+    pub code: Arc<dyn Code>,
+    /// Connects to the controller.
+    pub dial: Arc<dyn Dial>,
+    /// Tells the time.
+    pub clock: Clock,
+}
+
+/// Takes up what is left from before and starts the parts, which end at `end`. None ends by itself.
+pub async fn start(
+    ground: Ground,
+    config: &Config,
+    end: &CancellationToken,
+) -> Result<JoinSet<&'static str>, RunError> {
+    let Ground { host, engine, code, dial, clock } = ground;
     let spools = Spools::open_dir(config.data_dir.join("spool"))?;
-    let mirrors = config.data_dir.join("mirrors");
     let proofs = Proofs::open(config.data_dir.join("proof.json"), clock.clone());
     let around = Arc::new(Surroundings {
-        host: identity.host().clone(),
         clock: clock.clone(),
         pool: config.network_pool.parse()?,
-        images: Images::new(Arc::clone(&engine), identity.host().clone())
-            .remembering(private_images(&config.data_dir)?),
-        caches: Caches::new(Arc::clone(&engine), identity.host().clone(), &config.data_dir, config.cache_budget.0),
-        code: Arc::new(Mirrors::new(mirrors.clone())),
+        images: Images::new(Arc::clone(&engine), host.clone()).remembering(private_images(&config.data_dir)?),
+        caches: Caches::new(Arc::clone(&engine), host.clone(), &config.data_dir, config.cache_budget.0),
+        code,
         controller: Arc::new(RemoteController { dial: Arc::clone(&dial) }),
         spools: spools.clone(),
         data_dir: config.data_dir.clone(),
         engine_disk: first_look(&engine).await,
         board: Board::default(),
+        host,
         proofs: proofs.clone(),
         engine,
     });
@@ -149,6 +178,7 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
         turn: tokio::sync::Mutex::default(),
     });
     let welcomed = watch::Sender::new(false);
+    let mirrors = config.data_dir.join("mirrors");
     let freezer = Freezer { around: Arc::clone(&around), supervisor: handle.clone() };
     let session = Session {
         dial: Arc::clone(&dial),
@@ -162,14 +192,12 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
     };
     let (shipper, _) = LogShipper::new(spools, dial);
     let mut parts = JoinSet::new();
-    let end = shutdown.child_token();
     spawn(&mut parts, "supervisor", supervisor.run(end.clone()));
     spawn(&mut parts, "freezer", freezer.run(end.clone()));
     spawn(&mut parts, "session", session.run(end.clone()));
     spawn(&mut parts, "sweeper", sweeping.run(welcomed.subscribe(), end.clone()));
     spawn(&mut parts, "log shipper", shipper.run(end.clone()));
-    spawn(&mut parts, "renewal", renew(identity, config.controller, clock, end.clone()));
-    await_end(parts, &end).await
+    Ok(parts)
 }
 
 fn spawn(parts: &mut JoinSet<&'static str>, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {

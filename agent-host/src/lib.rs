@@ -23,5 +23,6 @@ pub mod mirror;
 pub mod output;
 pub mod spool;
 
+pub mod blocking;
 pub mod disk;
 pub mod sweeper;

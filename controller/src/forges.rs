@@ -35,16 +35,25 @@ pub enum OpenForgeError {
 pub struct Forges {
     store: SharedStore,
     cache_dir: PathBuf,
+    fixed: Option<SharedForge>,
 }
 
 impl Forges {
     /// Makes one that keeps its clones in a directory of its own.
     pub fn new(store: SharedStore, cache_dir: PathBuf) -> Self {
-        Self { store, cache_dir }
+        Self { store, cache_dir, fixed: None }
+    }
+
+    /// Gives this forge to every project, for tests.
+    pub fn with_fixed(self, forge: SharedForge) -> Self {
+        Self { fixed: Some(forge), ..self }
     }
 
     /// Makes a project's forge.
     pub async fn of(&self, project: &ProjectConfig) -> Result<SharedForge, OpenForgeError> {
+        if let Some(forge) = &self.fixed {
+            return Ok(forge.clone());
+        }
         let secret = |source| OpenForgeError::Secret { project: project.name.clone(), source };
         match &project.forge {
             ForgeConfig::Gitlab { url, project: path, token } => {

@@ -30,6 +30,8 @@ pub mod logs;
 pub mod sessions;
 pub mod timers;
 
+pub mod blocking;
+
 pub mod api;
 pub mod server;
 pub mod upkeep;

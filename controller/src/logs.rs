@@ -181,7 +181,7 @@ impl JobLogs {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, LogError> + Send + 'static,
 ) -> Result<T, LogError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| LogError::Shutdown)?
+    crate::blocking::run(work).await.map_err(|_| LogError::Shutdown)?
 }
 
 impl Log {

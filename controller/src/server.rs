@@ -14,7 +14,7 @@ use devfleet_shared::clock::Clock;
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::ControllerId;
 use futures_util::Stream;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,8 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
-use self::ground::{Ground, open_ground};
+pub use self::ground::Ground;
+use self::ground::open_ground;
 use crate::api::access::AccessLayer;
 use crate::api::fleet::FleetService;
 use crate::api::jobs::JobsService;
@@ -31,9 +32,8 @@ use crate::api::session::SessionService;
 use crate::artifacts::Artifacts;
 use crate::config::Config;
 use crate::controllers::ControllerIdError;
-use crate::forges::Forges;
 use crate::gates::Gates;
-use crate::identity::{Authority, IdentityError, Role, Tokens, server_tls};
+use crate::identity::{Authority, IdentityError, Listener, Role, Tokens, server_tls};
 use crate::jobs::Jobs;
 use crate::leader::{LeadOnly, Leader};
 use crate::logs::JobLogs;
@@ -131,7 +131,7 @@ pub struct Running {
     pub view: Arc<View>,
     id: ControllerId,
     store: SharedStore,
-    _lock: std::fs::File,
+    _lock: Option<std::fs::File>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -150,19 +150,27 @@ impl Running {
 /// Starts a controller. It runs until it is stopped.
 pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError> {
     devfleet_shared::tls::install_provider();
-    let Ground { id, store, authority, lock } = open_ground(config, &clock).await?;
-    let tls = server_tls(&authority, &authority.issue_server(&config.names)?)?;
+    let ground = open_ground(config, clock).await?;
     let (listener, address) = listen(config.listen).await?;
+    start_on(config, ground, listener, address).await
+}
+
+/// Starts a controller on this ground, with this listener, whose address is said in its log.
+pub async fn start_on<L: Listener>(
+    config: &Config,
+    ground: Ground,
+    listener: L,
+    address: SocketAddr,
+) -> Result<Running, StartError> {
+    let Ground { id, store, authority, forges, reach, clock, lock } = ground;
+    let tls = server_tls(&authority, &authority.issue_server(&config.names)?)?;
 
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
     let view = View::open(&store).await?;
     let jobs = Jobs::new(store.clone(), clock.clone());
     let sessions = Arc::new(Sessions::new(clock.clone()));
-    let forges = Forges::new(store.clone(), make_dir(&config.data_dir.join("repositories"))?);
     let tokens = Tokens::new(store.clone(), clock.clone());
-    let files = config.files_dir.as_ref().unwrap_or(&config.data_dir);
-    let logs = JobLogs::new(make_dir(&files.join("logs"))?);
-    let artifacts = open_artifacts(&make_dir(&files.join("artifacts"))?)?;
+    let (logs, artifacts) = open_files(config.files_dir.as_ref().unwrap_or(&config.data_dir))?;
     let (waiting, waits) = watch::channel(Waiting::new());
     let (prove, prover) = Prover::new(store.clone(), this_start(&id), config.timers.host_lease.0);
     let reclaim = reclaim(&view, &jobs, &logs, &clock, config);
@@ -205,7 +213,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     let peers = config.address.clone().unwrap_or_else(|| default_address(config, address));
     let leader = Leader::new(store.clone(), clock, id.clone(), peers);
     let term = leader.term.subscribe();
-    let passing = Passing::new(term.clone(), view.clone(), authority.clone(), id.clone());
+    let passing = Passing::new(term.clone(), view.clone(), authority.clone(), id.clone(), reach);
     let services =
         Services { jobs: jobs_service, fleet: fleet_service, session: session_service, passing: Arc::new(passing) };
 
@@ -217,7 +225,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     tasks.spawn(view.clone().follow(store.clone(), shutdown.clone()));
     tasks.spawn(sessions.only_while_leading(term, shutdown.clone()));
     tasks.spawn(leader.run(lead_only, shutdown.clone()));
-    tasks.spawn(services.serve(config.connection_age.0, tls.incoming(listener), shutdown.clone())?);
+    tasks.spawn(services.serve::<L>(config.connection_age.0, tls.incoming(listener), shutdown.clone())?);
     info!(%address, "controller is ready");
     Ok(Running { address, authority, tokens, view, id, store, shutdown, tasks, _lock: lock })
 }
@@ -264,10 +272,10 @@ struct Services {
 }
 
 impl Services {
-    fn serve(
+    fn serve<L: Listener>(
         self,
         connection_age: Duration,
-        incoming: impl Stream<Item = std::io::Result<TlsStream<TcpStream>>> + Send + 'static,
+        incoming: impl Stream<Item = std::io::Result<TlsStream<L::Connection>>> + Send + 'static,
         shutdown: CancellationToken,
     ) -> Result<impl Future<Output = ()> + Send, StartError> {
         let reflection = || {
@@ -316,6 +324,12 @@ async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartEr
     let listener = TcpListener::bind(wanted).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
+}
+
+/// Opens what jobs leave behind.
+fn open_files(files: &Path) -> Result<(JobLogs, Artifacts), StartError> {
+    let logs = JobLogs::new(make_dir(&files.join("logs"))?);
+    Ok((logs, open_artifacts(&make_dir(&files.join("artifacts"))?)?))
 }
 
 fn open_artifacts(dir: &Path) -> Result<Artifacts, StartError> {

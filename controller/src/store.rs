@@ -7,6 +7,7 @@
 mod bounds;
 pub mod embedded;
 pub mod etcd;
+pub mod memory;
 pub mod migrate;
 pub mod opening;
 pub mod records;

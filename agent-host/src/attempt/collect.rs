@@ -3,6 +3,7 @@
 //! `collect` has no network and no secrets, and the engine keeps nothing of what it prints. Done again after any
 //! failure of the engine or a restart: it brings the same commit.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,6 @@ use devfleet_shared::attempt::{Event, Failure, FailureReason, Step};
 use devfleet_shared::backoff::Backoff;
 use devfleet_shared::mask::{self, Needles};
 use futures_util::StreamExt as _;
-use tokio::io::AsyncWriteExt as _;
 
 use super::course::{self, Harvest, NOTHING_CHANGED};
 use super::ports::PublishRequest;
@@ -138,8 +138,8 @@ impl Attempt {
             let reason = if full { FailureReason::DiskFull } else { FailureReason::Internal };
             Halt::Failed(Failure { reason, message: format!("failed to write {}: {error}", bundle.display()) })
         };
-        tokio::fs::create_dir_all(self.temp()).await.map_err(disk)?;
-        let mut file = tokio::fs::File::create(bundle).await.map_err(disk)?;
+        std::fs::create_dir_all(self.temp()).map_err(disk)?;
+        let file = Arc::new(std::fs::File::create(bundle).map_err(disk)?);
         let limit = self.assignment.limits.bundle_bytes;
         let mut length = 0u64;
         let mut output = output.into_iter().collect::<futures_util::stream::SelectAll<_>>();
@@ -157,9 +157,10 @@ impl Attempt {
                 );
                 return Ok(Some(Failure { reason: FailureReason::Collect, message }));
             }
-            file.write_all(&frame.data).await.map_err(disk)?;
+            let file = Arc::clone(&file);
+            let written = crate::blocking::run(move || (&*file).write_all(&frame.data)).await;
+            written.unwrap_or_else(|error| Err(error.into())).map_err(disk)?;
         }
-        file.flush().await.map_err(disk)?;
         Ok(None)
     }
 

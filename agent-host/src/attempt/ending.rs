@@ -67,7 +67,8 @@ impl Attempt {
                 }
             }
         }
-        if let Err(error) = tokio::fs::remove_dir_all(self.temp()).await
+        let temp = self.temp();
+        if let Ok(Err(error)) = crate::blocking::run(move || std::fs::remove_dir_all(temp)).await
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(attempt = %self.assignment.attempt, %error, "temporary files not removed");

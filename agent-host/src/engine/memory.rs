@@ -172,6 +172,14 @@ impl MemoryEngine {
         containers.chain(networks).chain(volumes).collect()
     }
 
+    /// Returns the labels of every container that runs and is not paused. Within a tokio runtime, whose time counts.
+    pub fn running(&self) -> Vec<Labels> {
+        let state = self.lock();
+        let runs =
+            |container: &&Container| !container.paused && matches!(container.state(), ContainerState::Running { .. });
+        state.containers.values().filter(runs).map(|container| container.spec.labels.clone()).collect()
+    }
+
     /// Returns how a container was made.
     pub fn container(&self, name: &str) -> Option<ContainerSpec> {
         self.lock().containers.get(name).map(|container| container.spec.clone())

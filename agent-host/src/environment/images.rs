@@ -302,7 +302,7 @@ fn build_error(image: &str, error: EngineError) -> ImageError {
 /// Checks that the files for an image hold what was approved. Reads them whole, so off the async threads.
 async fn check_files(files: Vec<RecipeFile>) -> Result<Vec<(String, PathBuf)>, ImageError> {
     let check = move || files.into_iter().map(check_file).collect();
-    match tokio::task::spawn_blocking(check).await {
+    match crate::blocking::run(check).await {
         Ok(checked) => checked,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }

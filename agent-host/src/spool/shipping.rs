@@ -207,7 +207,7 @@ impl LogShipper {
         if dirty.is_empty() {
             return Ok(());
         }
-        let synced = tokio::task::spawn_blocking(move || dirty.iter().try_for_each(Spool::sync)).await;
+        let synced = crate::blocking::run(move || dirty.iter().try_for_each(Spool::sync)).await;
         connection.next_sync = Instant::now() + SYNC_EVERY;
         Ok(synced.unwrap_or(Ok(()))?)
     }

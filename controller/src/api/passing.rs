@@ -64,6 +64,9 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// A connection is made anew after this time, with a fresh certificate.
 const AGE: Duration = Duration::from_secs(24 * 3600);
 
+/// How a controller connects to another. A seam: the simulation has a network of its own.
+pub type Reach = fn(Endpoint) -> Channel;
+
 /// Knows the leader, and how to reach it.
 pub struct Passing {
     /// The term under way, if this controller leads.
@@ -74,6 +77,8 @@ pub struct Passing {
     authority: Arc<Authority>,
     /// This controller.
     controller: ControllerId,
+    /// Connects.
+    reach: Reach,
     /// The connection to the leader.
     connection: Mutex<Option<Connection>>,
 }
@@ -92,8 +97,9 @@ impl Passing {
         view: Arc<View>,
         authority: Arc<Authority>,
         controller: ControllerId,
+        reach: Reach,
     ) -> Self {
-        Self { term, view, authority, controller, connection: Mutex::new(None) }
+        Self { term, view, authority, controller, reach, connection: Mutex::new(None) }
     }
 
     /// Says whether a call is answered here.
@@ -138,15 +144,15 @@ impl Passing {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(self.authority.certificate_pem()))
             .identity(Identity::from_pem(&identity.certificate_pem, identity.key_pem.expose()));
-        let channel = Endpoint::from_shared(address.clone())
+        let endpoint = Endpoint::from_shared(address.clone())
             .and_then(|endpoint| endpoint.tls_config(tls))
             .map_err(|error| unreachable(&address, &error))?
             .connect_timeout(CONNECT)
             .http2_keep_alive_interval(Duration::from_secs(5))
             .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(true)
-            .tcp_nodelay(true)
-            .connect_lazy();
+            .tcp_nodelay(true);
+        let channel = (self.reach)(endpoint);
         *connection = Some(Connection { address, made: Instant::now(), channel: channel.clone() });
         Ok(channel)
     }

@@ -281,7 +281,7 @@ impl SessionService {
     async fn keep_diff(&self, claim: &Claim, wanted: &v1::AuthorizePublishRequest) -> Result<(), Status> {
         let (artifacts, job) = (self.artifacts.clone(), claim.job.clone());
         let (diff, truncated) = (wanted.diff.clone(), wanted.diff_truncated);
-        let kept = tokio::task::spawn_blocking(move || artifacts.keep_diff(&job, &diff, truncated)).await;
+        let kept = crate::blocking::run(move || artifacts.keep_diff(&job, &diff, truncated)).await;
         let failed =
             |problem: String| refusal(Code::Unavailable, "ARTIFACT_FAILED", format!("cannot keep the diff: {problem}"));
         kept.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))

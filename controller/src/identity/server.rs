@@ -14,11 +14,12 @@ use futures_util::stream::{self, Stream};
 use rustls::crypto::ring;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
+use tonic::transport::server::{Connected, TcpConnectInfo, TlsConnectInfo};
 use tracing::{debug, warn};
 
 use super::authority::{Authority, Issued, chain};
@@ -28,6 +29,25 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Whoever comes while so many shake hands waits in the kernel's queue.
 const HANDSHAKES: usize = 256;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Where connections come from. A seam: the simulation has a network of its own.
+pub trait Listener: Send + 'static {
+    /// A connection. Who calls is asked of it by [`peer_host`], so it says so as a TCP connection does.
+    type Connection: AsyncRead + AsyncWrite + Connected<ConnectInfo = TcpConnectInfo> + Send + Unpin + 'static;
+
+    /// Waits for the next connection.
+    fn accept(&mut self) -> impl Future<Output = io::Result<Self::Connection>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Connection = TcpStream;
+
+    async fn accept(&mut self) -> io::Result<TcpStream> {
+        let (tcp, _) = TcpListener::accept(self).await?;
+        tcp.set_nodelay(true)?;
+        Ok(tcp)
+    }
+}
 
 /// Settings for the listener, and the handle by which its certificate is replaced.
 #[derive(Debug, Clone)]
@@ -53,7 +73,10 @@ impl ServerTls {
 
     /// Accepts connections, for `serve_with_incoming`. Handshakes run side by side, and none takes longer than 5 s; who
     /// fails at it is dropped. Never ends by itself.
-    pub fn incoming(&self, listener: TcpListener) -> impl Stream<Item = io::Result<TlsStream<TcpStream>>> + use<> {
+    pub fn incoming<L: Listener>(
+        &self,
+        listener: L,
+    ) -> impl Stream<Item = io::Result<TlsStream<L::Connection>>> + use<L> {
         let accepting = Accepting { listener, acceptor: TlsAcceptor::from(self.config()), handshakes: JoinSet::new() };
         stream::unfold(accepting, |mut accepting| async move { Some((Ok(accepting.next().await), accepting)) })
     }
@@ -66,14 +89,14 @@ impl ServerTls {
     }
 }
 
-struct Accepting {
-    listener: TcpListener,
+struct Accepting<L: Listener> {
+    listener: L,
     acceptor: TlsAcceptor,
-    handshakes: JoinSet<io::Result<TlsStream<TcpStream>>>,
+    handshakes: JoinSet<io::Result<TlsStream<L::Connection>>>,
 }
 
-impl Accepting {
-    async fn next(&mut self) -> TlsStream<TcpStream> {
+impl<L: Listener> Accepting<L> {
+    async fn next(&mut self) -> TlsStream<L::Connection> {
         loop {
             tokio::select! {
                 Some(finished) = self.handshakes.join_next() => match finished {
@@ -82,7 +105,7 @@ impl Accepting {
                     Err(error) => debug!(%error, "handshake ended early"),
                 },
                 accepted = self.listener.accept(), if self.handshakes.len() < HANDSHAKES => match accepted {
-                    Ok((tcp, _)) => self.shake_hands(tcp),
+                    Ok(tcp) => self.shake_hands(tcp),
                     Err(error) => {
                         // Out of file descriptors, most likely: trying at once would only spin.
                         warn!(%error, "no connection accepted");
@@ -93,12 +116,9 @@ impl Accepting {
         }
     }
 
-    fn shake_hands(&mut self, tcp: TcpStream) {
+    fn shake_hands(&mut self, tcp: L::Connection) {
         let acceptor = self.acceptor.clone();
-        self.handshakes.spawn(async move {
-            tcp.set_nodelay(true)?;
-            tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await?
-        });
+        self.handshakes.spawn(async move { tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await? });
     }
 }
 

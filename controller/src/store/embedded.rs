@@ -5,9 +5,9 @@
 //!
 //! Reads go on while the disk is full. A lease counts on the boot clock; after a restart it gets its full time again.
 
-mod batch;
+pub(super) mod batch;
 mod file;
-mod state;
+pub(super) mod state;
 mod watching;
 mod writer;
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devfleet_controller::store::embedded::Embedded;
+use devfleet_controller::store::memory::MemoryStore;
 use devfleet_controller::store::{
     Change, Commit, Compare, LeaseId, Revision, SharedStore, StoreError, Transaction, WatchEvent,
 };
@@ -396,6 +397,22 @@ async fn compaction_is_told_to_watches(store: &SharedStore) {
 
 fn open(path: &Path) -> SharedStore {
     Embedded::open(path, Clock::system()).expect("open")
+}
+
+#[tokio::test]
+async fn the_memory_store_keeps_the_contract() {
+    let store = MemoryStore::new(Clock::system());
+    let leases = async {
+        loop {
+            store.expire();
+            // sleep: how often leases are looked at
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = leases => unreachable!("it never ends by itself"),
+        () = contract(Arc::new(store.clone())) => {}
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,33 +14,33 @@ use crate::store::{Change, Commit, Compare, Entry, LeaseId, Revision, StoreError
 
 /// What a batch changes.
 #[derive(Debug, Default)]
-pub(super) struct Changes {
+pub(in crate::store) struct Changes {
     /// Entries as they are afterwards; `None`: deleted.
-    pub(super) entries: BTreeMap<String, Option<Entry>>,
+    pub(in crate::store) entries: BTreeMap<String, Option<Entry>>,
     /// New revisions and their events.
-    pub(super) history: Vec<(Revision, Events)>,
-    pub(super) granted: Vec<(LeaseId, Duration)>,
-    pub(super) ended: BTreeSet<LeaseId>,
-    pub(super) head: Revision,
-    pub(super) next_lease: i64,
-    pub(super) oldest: Revision,
+    pub(in crate::store) history: Vec<(Revision, Events)>,
+    pub(in crate::store) granted: Vec<(LeaseId, Duration)>,
+    pub(in crate::store) ended: BTreeSet<LeaseId>,
+    pub(in crate::store) head: Revision,
+    pub(in crate::store) next_lease: i64,
+    pub(in crate::store) oldest: Revision,
 }
 
 /// A state and what is laid over it.
-pub(super) struct Batch<'a> {
+pub(in crate::store) struct Batch<'a> {
     state: &'a State,
     now: Boot,
     changes: Changes,
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn new(state: &'a State, now: Boot) -> Self {
+    pub(in crate::store) fn new(state: &'a State, now: Boot) -> Self {
         let (head, next_lease, oldest) = (state.head, state.next_lease, state.oldest);
         Self { state, now, changes: Changes { head, next_lease, oldest, ..Changes::default() } }
     }
 
     /// Returns the changes; `None` if there are none.
-    pub(super) fn finish(self) -> Option<Changes> {
+    pub(in crate::store) fn finish(self) -> Option<Changes> {
         let changes = self.changes;
         let nothing = changes.history.is_empty()
             && changes.granted.is_empty()
@@ -52,7 +52,7 @@ impl<'a> Batch<'a> {
     /// Lays a transaction over the state if its conditions hold.
     ///
     /// One that changes nothing has no revision of its own and answers with the last one, as in etcd.
-    pub(super) fn commit(&mut self, transaction: &Transaction) -> Result<Commit, StoreError> {
+    pub(in crate::store) fn commit(&mut self, transaction: &Transaction) -> Result<Commit, StoreError> {
         check_bounds(transaction)?;
         let holds = |compare: &Compare| match compare {
             Compare::Modified(key, revision) => self.entry(key).map_or(0, |entry| entry.modified) == *revision,
@@ -83,7 +83,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Makes a lease.
-    pub(super) fn grant(&mut self, ttl: Duration) -> Result<LeaseId, StoreError> {
+    pub(in crate::store) fn grant(&mut self, ttl: Duration) -> Result<LeaseId, StoreError> {
         if ttl.is_zero() {
             return Err(StoreError::OutOfBounds { what: "a lease", rule: "its time is more than zero" });
         }
@@ -94,7 +94,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Ends a lease and deletes its keys under one revision; one that has ended is already so.
-    pub(super) fn end_lease(&mut self, id: LeaseId) {
+    pub(in crate::store) fn end_lease(&mut self, id: LeaseId) {
         let granted_here = self.changes.granted.iter().any(|(granted, _)| *granted == id);
         if !(granted_here || self.state.leases.contains_key(&id)) || !self.changes.ended.insert(id) {
             return;
@@ -113,7 +113,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Forgets history before a revision; never more than there is.
-    pub(super) fn compact(&mut self, before: Revision) {
+    pub(in crate::store) fn compact(&mut self, before: Revision) {
         self.changes.oldest = self.changes.oldest.max(before.min(self.changes.head + 1));
     }
 

@@ -15,30 +15,30 @@ use super::file::Contents;
 use crate::store::{Entry, LeaseId, Revision, WatchEvent};
 
 /// All events of one revision, in the order of its changes.
-pub(super) type Events = Arc<[WatchEvent]>;
+pub(in crate::store) type Events = Arc<[WatchEvent]>;
 
 const RECENT_REVISIONS: usize = 1_024;
 const RECENT_BYTES: usize = 8 << 20;
 
 /// The store in memory.
 #[derive(Debug, Default)]
-pub(super) struct State {
-    pub(super) entries: BTreeMap<String, Entry>,
-    pub(super) leases: BTreeMap<LeaseId, Lease>,
-    pub(super) next_lease: i64,
+pub(in crate::store) struct State {
+    pub(in crate::store) entries: BTreeMap<String, Entry>,
+    pub(in crate::store) leases: BTreeMap<LeaseId, Lease>,
+    pub(in crate::store) next_lease: i64,
     /// The revision of the last change.
-    pub(super) head: Revision,
+    pub(in crate::store) head: Revision,
     /// The oldest revision that a watch may begin with.
-    pub(super) oldest: Revision,
+    pub(in crate::store) oldest: Revision,
     recent: Recent,
 }
 
 /// A lease that has not been ended.
 #[derive(Debug, Default)]
-pub(super) struct Lease {
-    pub(super) ttl: Duration,
-    pub(super) deadline: Boot,
-    pub(super) keys: BTreeSet<String>,
+pub(in crate::store) struct Lease {
+    pub(in crate::store) ttl: Duration,
+    pub(in crate::store) deadline: Boot,
+    pub(in crate::store) keys: BTreeSet<String>,
 }
 
 impl Lease {
@@ -48,6 +48,11 @@ impl Lease {
 }
 
 impl State {
+    /// Begins with nothing.
+    pub(in crate::store) fn empty() -> Self {
+        Self { next_lease: 1, ..Self::default() }
+    }
+
     /// Begins with the contents of a file; every lease gets its full time again.
     pub(super) fn new(contents: Contents, now: Boot) -> Self {
         let mut state = Self {
@@ -75,7 +80,7 @@ impl State {
     }
 
     /// Takes over changes that are durable.
-    pub(super) fn apply(&mut self, changes: Changes, now: Boot) {
+    pub(in crate::store) fn apply(&mut self, changes: Changes, now: Boot) {
         for (id, ttl) in changes.granted {
             self.leases.insert(id, Lease::new(ttl, now));
         }
@@ -106,22 +111,22 @@ impl State {
     }
 
     /// Returns the entries whose keys begin so, ordered.
-    pub(super) fn under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Entry> {
+    pub(in crate::store) fn under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a Entry> {
         under(&self.entries, prefix).map(|(_, entry)| entry)
     }
 
     /// Returns the leases whose time is over.
-    pub(super) fn overdue(&self, now: Boot) -> Vec<LeaseId> {
+    pub(in crate::store) fn overdue(&self, now: Boot) -> Vec<LeaseId> {
         self.leases.iter().filter(|(_, lease)| lease.deadline <= now).map(|(id, _)| *id).collect()
     }
 
     /// Returns the earliest end of a lease.
-    pub(super) fn next_deadline(&self) -> Option<Boot> {
+    pub(in crate::store) fn next_deadline(&self) -> Option<Boot> {
         self.leases.values().map(|lease| lease.deadline).min()
     }
 
     /// Gives a live lease its time once more; false: it has ended.
-    pub(super) fn keep_alive(&mut self, id: LeaseId, now: Boot) -> bool {
+    pub(in crate::store) fn keep_alive(&mut self, id: LeaseId, now: Boot) -> bool {
         match self.leases.get_mut(&id).filter(|lease| now < lease.deadline) {
             Some(lease) => {
                 lease.deadline = Boot(now.0.saturating_add(lease.ttl));
@@ -132,13 +137,16 @@ impl State {
     }
 
     /// Returns history from a revision on, if it is young enough to be in memory.
-    pub(super) fn recent(&self, from: Revision) -> Option<Vec<(Revision, Events)>> {
+    pub(in crate::store) fn recent(&self, from: Revision) -> Option<Vec<(Revision, Events)>> {
         self.recent.from(from)
     }
 }
 
 /// Returns what is stored under keys that begin so, ordered.
-pub(super) fn under<'a, T>(map: &'a BTreeMap<String, T>, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a T)> {
+pub(in crate::store) fn under<'a, T>(
+    map: &'a BTreeMap<String, T>,
+    prefix: &'a str,
+) -> impl Iterator<Item = (&'a String, &'a T)> {
     map.range::<str, _>((Bound::Included(prefix), Bound::Unbounded)).take_while(move |(key, _)| key.starts_with(prefix))
 }
 
