@@ -66,6 +66,7 @@ fn invalid_id(error: &InvalidId) -> Status {
 fn store_status(error: &StoreError) -> Status {
     let (code, reason) = match error {
         StoreError::DiskFull => (Code::ResourceExhausted, "STORE_DISK_FULL"),
+        StoreError::QuotaReached => (Code::ResourceExhausted, "STORE_QUOTA_REACHED"),
         StoreError::OutOfBounds { .. } => (Code::InvalidArgument, "OUT_OF_BOUNDS"),
         error if error.is_retryable() => (Code::Unavailable, "STORE_UNAVAILABLE"),
         _ => (Code::Internal, "STORE_FAILED"),

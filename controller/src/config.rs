@@ -1,10 +1,14 @@
 //! The controller's TOML. Every field has a default but the data directory; unknown keys are refused.
 
+mod store;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use devfleet_shared::units::Span;
 use serde::Deserialize;
+
+pub use store::{EtcdConfig, StoreConfig};
 
 /// The controller's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -24,6 +28,11 @@ pub struct Config {
     /// How old a connection may grow: then it is asked to end, and a new one shows its certificate anew.
     #[serde(default = "default_connection_age")]
     pub connection_age: Span,
+    /// Where the fleet's authority lies, `authority.pem` and `authority.key`. `None`: `ca` in the data directory.
+    pub ca_dir: Option<PathBuf>,
+    /// Where decisions are kept.
+    #[serde(default)]
+    pub store: StoreConfig,
 }
 
 /// A configuration that cannot be used.
@@ -65,6 +74,8 @@ impl Config {
             names: default_names(),
             max_running: default_max_running(),
             connection_age: default_connection_age(),
+            ca_dir: None,
+            store: StoreConfig::default(),
         }
     }
 
@@ -83,6 +94,10 @@ impl Config {
         if !self.data_dir.is_absolute() {
             return Err(ConfigError::Value { key: "data_dir", problem: "write an absolute path" });
         }
+        if self.ca_dir.as_ref().is_some_and(|directory| !directory.is_absolute()) {
+            return Err(ConfigError::Value { key: "ca_dir", problem: "write an absolute path" });
+        }
+        self.store.validate()?;
         if self.names.is_empty() || self.names.iter().any(|name| name.trim().is_empty()) {
             return Err(ConfigError::Value { key: "names", problem: "write at least one host name or address" });
         }

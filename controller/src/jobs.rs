@@ -4,17 +4,18 @@
 //! what stands now, so each is written as a function of the state.
 
 mod proposals;
+mod reports;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use devfleet_shared::attempt::{AttemptResult, Phase};
+use devfleet_shared::attempt::Phase;
 use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::id::{AttemptId, Digest, Fence, HostId, JobId};
 use devfleet_shared::job::{JobEvent, JobPhase, Refused};
 
+use self::reports::{Observed, apply_report};
 use crate::leader::Term;
-use crate::retries;
 use crate::store::records::{
     AttemptRecord, Idempotency, JobSpec, JobState, Owner, PublishRecord, RecordError, decode, key, put,
 };
@@ -111,13 +112,6 @@ pub struct Setback<'a> {
 pub struct Jobs {
     store: SharedStore,
     clock: Clock,
-}
-
-/// What a host saw of its attempt.
-#[derive(Clone, Copy)]
-struct Observed<'a> {
-    phase: &'a Phase,
-    held_until: Option<Timestamp>,
 }
 
 /// A job's state as it was read, with its revision.
@@ -431,125 +425,4 @@ fn step(state: &mut JobState, event: JobEvent, now: Timestamp) -> Result<(), Job
 
 fn wrong_phase(action: &'static str, job: &JobId, state: &JobState, hint: &'static str) -> JobError {
     JobError::WrongPhase { action, job: job.clone(), phase: state.phase.name(), hint }
-}
-
-/// Folds a report into the job's state: phases only rise, and the first result decides about the job.
-fn apply_report(
-    state: &mut JobState,
-    claim: &Claim,
-    Observed { phase, held_until }: Observed<'_>,
-    max_attempts: u32,
-    now: Timestamp,
-) -> Result<(), JobError> {
-    let made = state.attempts.len() as u32;
-    let cancelled = state.cancelled_by.is_some();
-    let Some(attempt) = state.attempts.iter_mut().find(|attempt| attempt.id == claim.attempt) else { return Ok(()) };
-    if phase.rank() < attempt.phase.rank() {
-        return Ok(());
-    }
-    attempt.held_until = held_until;
-    if matches!(phase, Phase::Ended(_)) && held_until.is_none() {
-        attempt.ended.get_or_insert(now);
-    }
-    if phase.rank() == attempt.phase.rank() {
-        return Ok(());
-    }
-    attempt.phase = phase.clone();
-    let Some(result) = phase.result().filter(|_| state.phase == JobPhase::Running) else { return Ok(()) };
-    let result = if cancelled { AttemptResult::Cancelled } else { result.clone() };
-    let pause = retries::retry(&result, made, max_attempts, cancelled);
-    let trouble = match &result {
-        AttemptResult::Failed(failure) => Some(failure.message.clone()),
-        AttemptResult::Lost => Some("the attempt was lost with its host".to_owned()),
-        _ => None,
-    };
-    step(state, JobEvent::AttemptEnded { result, retry: pause.is_some() }, now)?;
-    if let Some(pause) = pause {
-        state.not_before = now.after(pause);
-        state.trouble = trouble;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use devfleet_shared::attempt::{Failure, FailureReason, Step};
-    use devfleet_shared::job::Outcome;
-
-    use super::*;
-
-    fn running() -> (JobState, Claim) {
-        let claim =
-            Claim { host: HostId::random(), job: JobId::random(), attempt: AttemptId::random(), fence: Fence(7) };
-        let mut state = JobState::submitted(Timestamp(1));
-        state.phase = JobPhase::Running;
-        state.attempts.push(AttemptRecord {
-            id: claim.attempt.clone(),
-            host: claim.host.clone(),
-            phase: Phase::Assigned,
-            branch: "devfleet/x".into(),
-            assigned: Timestamp(1),
-            ended: None,
-            held_until: None,
-        });
-        (state, claim)
-    }
-
-    fn report(state: &mut JobState, claim: &Claim, phase: Phase) {
-        apply_report(state, claim, Observed { phase: &phase, held_until: None }, 2, Timestamp(1_000))
-            .expect("the table allows it");
-    }
-
-    fn commit() -> AttemptResult {
-        AttemptResult::Succeeded { commit: "c0ffee".into(), verified: true }
-    }
-
-    #[test]
-    fn an_older_report_changes_nothing() {
-        let (mut state, claim) = running();
-        report(&mut state, &claim, Phase::Running(Step::Verify));
-        let before = state.clone();
-        report(&mut state, &claim, Phase::Running(Step::Agent));
-        assert_eq!(state, before);
-    }
-
-    #[test]
-    fn the_first_result_decides_and_the_end_only_closes_the_attempt() {
-        let (mut state, claim) = running();
-        report(&mut state, &claim, Phase::Stopping(commit()));
-        assert_eq!(state.phase, JobPhase::Publishing);
-        report(&mut state, &claim, Phase::Ended(commit()));
-        assert_eq!(state.phase, JobPhase::Publishing);
-        assert_eq!(state.attempts[0].ended, Some(Timestamp(1_000)));
-    }
-
-    #[test]
-    fn a_held_environment_is_not_over_until_it_is_gone() {
-        let (mut state, claim) = running();
-        let until = Some(Timestamp(9_000));
-        let held = Observed { phase: &Phase::Ended(commit()), held_until: until };
-        apply_report(&mut state, &claim, held, 2, Timestamp(1_000)).expect("allowed");
-        assert_eq!(state.phase, JobPhase::Publishing);
-        assert_eq!((state.attempts[0].ended, state.attempts[0].held_until), (None, until));
-        report(&mut state, &claim, Phase::Ended(commit()));
-        assert_eq!((state.attempts[0].ended, state.attempts[0].held_until), (Some(Timestamp(1_000)), None));
-    }
-
-    #[test]
-    fn a_cancelled_job_ends_cancelled_whatever_its_attempt_brought() {
-        let (mut state, claim) = running();
-        state.cancelled_by = Some("ada".into());
-        report(&mut state, &claim, Phase::Stopping(commit()));
-        assert_eq!(state.phase, JobPhase::Ended(Outcome::Cancelled));
-    }
-
-    #[test]
-    fn a_fault_of_the_machinery_queues_the_job_again_after_a_pause() {
-        let (mut state, claim) = running();
-        let failure = Failure { reason: FailureReason::Engine, message: "the engine is gone".into() };
-        report(&mut state, &claim, Phase::Stopping(AttemptResult::Failed(failure)));
-        assert_eq!(state.phase, JobPhase::Queued);
-        assert!(state.not_before > Timestamp(1_000));
-        assert_eq!(state.trouble.as_deref(), Some("the engine is gone"));
-    }
 }

@@ -10,6 +10,7 @@ use devfleet_proto::v1::jobs_server::JobsServer;
 use devfleet_proto::v1::session_server::SessionServer;
 use devfleet_shared::clock::Clock;
 use devfleet_shared::error::Chain;
+use devfleet_shared::id::ControllerId;
 use futures_util::Stream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -36,9 +37,10 @@ use crate::publish::Publisher;
 use crate::reconcile::{Reconciler, Waiting};
 use crate::sessions::Sessions;
 use crate::sessions::stream::SessionParts;
-use crate::store::embedded::Embedded;
+use crate::store::SharedStore;
+use crate::store::opening::{self, OpenStoreError};
 use crate::store::records::RecordError;
-use crate::store::{SharedStore, StoreError};
+use crate::store::records::fleet::{self, FleetError};
 use crate::upkeep::Upkeep;
 use crate::view::View;
 
@@ -69,13 +71,22 @@ pub enum StartError {
     },
     /// The store cannot be opened.
     #[error("open the store")]
-    Store(#[from] StoreError),
+    Store(#[from] OpenStoreError),
     /// The store holds something that does not belong there.
     #[error("read the store")]
     Record(#[from] RecordError),
     /// The controller does not know its id.
     #[error("find out who this controller is")]
     Id(#[from] ControllerIdError),
+    /// Another process works in the data directory.
+    #[error("lock {path}: another controller runs in this data directory; stop it, or choose another `data_dir`")]
+    InUse {
+        /// The file.
+        path: String,
+    },
+    /// The controller does not belong to the fleet of the store.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     /// The authority or a certificate cannot be had.
     #[error("set up identities")]
     Identity(#[from] IdentityError),
@@ -112,6 +123,9 @@ pub struct Running {
     pub tokens: Tokens,
     /// Its records.
     pub view: Arc<View>,
+    id: ControllerId,
+    store: SharedStore,
+    _lock: std::fs::File,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -127,12 +141,42 @@ impl Running {
     }
 }
 
+/// What a controller stands on.
+struct Ground {
+    id: ControllerId,
+    store: SharedStore,
+    authority: Arc<Authority>,
+    _lock: std::fs::File,
+}
+
+/// Opens the store, and checks that this controller belongs to its fleet.
+async fn open_ground(config: &Config, clock: &Clock) -> Result<Ground, StartError> {
+    let data_dir = make_dir(&config.data_dir)?;
+    let lock = lock(&data_dir.join("lock"))?;
+    let id = own_id(&data_dir)?;
+    let store = opening::open(config, &id, clock).await?;
+    let ca_dir = config.ca_dir.clone().unwrap_or_else(|| data_dir.join("ca"));
+    let authority = Arc::new(Authority::open_or_create(&ca_dir, clock)?);
+    fleet::belong(&store, &authority.fingerprint()).await?;
+    Ok(Ground { id, store, authority, _lock: lock })
+}
+
+/// Locks the data directory: two processes of one id would take the lead from each other.
+fn lock(path: &Path) -> Result<std::fs::File, StartError> {
+    let failed = |source| StartError::Directory { path: path.display().to_string(), source };
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StartError::InUse { path: path.display().to_string() }),
+        Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
 /// Starts a controller. It runs until it is stopped.
 pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError> {
     devfleet_shared::tls::install_provider();
+    let Ground { id, store, authority, _lock } = open_ground(config, &clock).await?;
     let dir = |name: &str| make_dir(&config.data_dir.join(name));
-    let store: SharedStore = Embedded::open(&make_dir(&config.data_dir)?.join("store.redb"), clock.clone())?;
-    let authority = Arc::new(Authority::open_or_create(&dir("ca")?, &clock)?);
     let tls = server_tls(&authority, &authority.issue_server(&config.names)?)?;
     let (listener, address) = listen(config.listen).await?;
 
@@ -196,7 +240,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     let leader = Leader {
         store: store.clone(),
         clock,
-        controller: own_id(&config.data_dir)?,
+        controller: id.clone(),
         timers: Timers::default(),
         term: watch::Sender::new(None),
     };
@@ -206,12 +250,13 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     tasks.spawn(leader.run(vec![Arc::new(reconciler)], shutdown.clone()));
     tasks.spawn(services.serve(tls.incoming(listener), shutdown.clone())?);
     info!(%address, "controller is ready");
-    Ok(Running { address, authority, tokens, view, shutdown, tasks })
+    Ok(Running { address, authority, tokens, view, id, store, shutdown, tasks, _lock })
 }
 
-/// Makes the first operator token and writes it to a file that only its owner can read. Does nothing if tokens exist.
+/// Makes the first operator token and writes it to a file that only its owner can read. Does nothing if tokens
+/// exist, or if another controller of the fleet makes it.
 pub async fn bootstrap(running: &Running, path: &Path) -> Result<(), StartError> {
-    if running.tokens.any().await? {
+    if running.tokens.any().await? || !fleet::may_bootstrap(&running.store, &running.id).await? {
         return Ok(());
     }
     let (_, token) = running.tokens.create("bootstrap", Role::Operator, None).await?;

@@ -4,7 +4,11 @@
 //! A key remembers the revision of its creation and of its last change, and transactions compare them: that is how all
 //! races are decided. Loops take a [`Store::range`] at some revision and [`Store::watch`] from the next one.
 
+mod bounds;
 pub mod embedded;
+pub mod etcd;
+pub mod migrate;
+pub mod opening;
 pub mod records;
 
 use std::sync::Arc;
@@ -142,6 +146,16 @@ pub enum StoreError {
     /// The disk is full.
     #[error("write to the store: no space left on its disk; free some, nothing acknowledged is lost")]
     DiskFull,
+    /// etcd's space quota is used up.
+    #[error(
+        "write to etcd: its space quota is used up; compact and defragment it, or raise --quota-backend-bytes, then clear the alarm with `etcdctl alarm disarm`"
+    )]
+    QuotaReached,
+    /// etcd does not accept who we are.
+    #[error(
+        "use etcd: it refuses this controller ({0}); check user, password, certificate, and the role's right to the prefix"
+    )]
+    NotAllowed(String),
     /// The store cannot answer now. What was asked may or may not have happened: read before trying again.
     #[error("reach the store")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -150,7 +164,7 @@ pub enum StoreError {
 impl StoreError {
     /// Says whether the same call may go well later.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, StoreError::Unavailable(_) | StoreError::DiskFull)
+        matches!(self, StoreError::Unavailable(_) | StoreError::DiskFull | StoreError::QuotaReached)
     }
 }
 

@@ -5,6 +5,7 @@
 //! fence. Values are JSON.
 
 use std::collections::BTreeMap;
+pub mod fleet;
 pub mod leadership;
 
 use std::time::Duration;

@@ -3,6 +3,7 @@
 mod cli;
 mod derivation;
 mod e2e;
+mod etcd;
 mod forge_contract;
 mod gates;
 mod identity;

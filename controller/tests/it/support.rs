@@ -2,6 +2,8 @@
 
 pub(crate) mod anthropic;
 pub(crate) mod engine;
+pub(crate) mod etcd;
 pub(crate) mod gitlab;
+pub(crate) mod proxy;
 pub(crate) mod site;
 pub(crate) mod stores;

@@ -9,14 +9,8 @@ use std::time::Duration;
 use devfleet_shared::clock::Boot;
 
 use super::state::{Events, State, under};
+use crate::store::bounds::check_bounds;
 use crate::store::{Change, Commit, Compare, Entry, LeaseId, Revision, StoreError, Transaction, WatchEvent};
-
-const KEY_BYTES: usize = 1 << 10;
-const VALUE_BYTES: usize = 1 << 20;
-/// As etcd's `--max-request-bytes`.
-const TRANSACTION_BYTES: usize = 3 << 19;
-/// As etcd's `--max-txn-ops`.
-const OPERATIONS: usize = 128;
 
 /// What a batch changes.
 #[derive(Debug, Default)]
@@ -162,52 +156,4 @@ impl<'a> Batch<'a> {
         }
         self.changes.head
     }
-}
-
-fn check_bounds(transaction: &Transaction) -> Result<(), StoreError> {
-    let refuse = |what, rule| Err(StoreError::OutOfBounds { what, rule });
-    if transaction.when.len() > OPERATIONS || transaction.then.len() > OPERATIONS {
-        return refuse("a transaction", "it has at most 128 conditions and 128 changes");
-    }
-    let compared = transaction.when.iter().map(|compare| match compare {
-        Compare::Modified(key, _) | Compare::Exists(key) => key,
-    });
-    let changed = transaction.then.iter().map(|change| match change {
-        Change::Put { key, .. } | Change::Delete(key) | Change::DeletePrefix(key) => key,
-    });
-    let (mut bytes, mut puts, mut deletes) = (0, BTreeSet::new(), Vec::new());
-    for key in compared.chain(changed) {
-        if key.is_empty() || key.len() > KEY_BYTES {
-            return refuse("a key", "it has 1 to 1024 bytes");
-        }
-        bytes += key.len();
-    }
-    for change in &transaction.then {
-        match change {
-            Change::Put { key, value, .. } => {
-                if value.len() > VALUE_BYTES {
-                    return refuse("a value", "it has at most 1 MiB");
-                }
-                bytes += value.len();
-                if !puts.insert(key.as_str()) {
-                    return refuse("a transaction", "it writes a key only once");
-                }
-            }
-            Change::Delete(_) | Change::DeletePrefix(_) => deletes.push(change),
-        }
-    }
-    if bytes > TRANSACTION_BYTES {
-        return refuse("a transaction", "its keys and values have at most 1.5 MiB together");
-    }
-    let both = |put: &&str| {
-        deletes.iter().any(|change| match change {
-            Change::Delete(key) => key == put,
-            Change::DeletePrefix(prefix) => put.starts_with(prefix.as_str()),
-            Change::Put { .. } => false,
-        })
-    };
-    if puts.iter().any(both) {
-        return refuse("a transaction", "it does not both write and delete a key");
-    }
-    Ok(())
 }

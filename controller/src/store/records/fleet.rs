@@ -1,0 +1,92 @@
+//! What belongs to the fleet as a whole: which store this is, and whose certificates count.
+
+use devfleet_shared::id::{ControllerId, Digest};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{PREFIX, RecordError, decode, put};
+use crate::store::{Commit, Compare, SharedStore, Transaction};
+
+/// Names this store: hosts that have seen a newer one do not follow an older.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    /// Random, made with the store.
+    pub id: Uuid,
+    /// Raised by hand after a restore from a copy.
+    pub number: u64,
+}
+
+/// Whose certificates count in this fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityRecord {
+    /// The SHA-256 of the authority's certificate.
+    pub fingerprint: Digest,
+}
+
+/// Why a controller does not belong to the fleet of this store.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// The store cannot be read or written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Its authority is another.
+    #[error(
+        "join the fleet: its authority is {standing}, this controller's is {own}; copy `authority.pem` and `authority.key` of a controller of the fleet into `ca_dir`, or use another prefix for another fleet"
+    )]
+    AnotherAuthority {
+        /// The fleet's.
+        standing: Digest,
+        /// The controller's.
+        own: Digest,
+    },
+}
+
+/// The key of the generation.
+pub fn generation_key() -> String {
+    format!("{PREFIX}generation")
+}
+
+/// The key of the authority's fingerprint.
+pub fn authority_key() -> String {
+    format!("{PREFIX}authority")
+}
+
+/// The key that says which controller makes the first operator token.
+pub fn bootstrap_key() -> String {
+    format!("{PREFIX}bootstrap")
+}
+
+/// Checks that this authority is the fleet's; the first controller of a fleet makes it so. Safe to repeat and to race.
+pub async fn belong(store: &SharedStore, own: &Digest) -> Result<(), FleetError> {
+    let (authority, generation) = (authority_key(), generation_key());
+    loop {
+        if let Some(entry) = store.get(&authority).await.map_err(RecordError::Store)? {
+            let AuthorityRecord { fingerprint } = decode(&authority, &entry.value)?;
+            if fingerprint == *own {
+                return Ok(());
+            }
+            return Err(FleetError::AnotherAuthority { standing: fingerprint, own: own.clone() });
+        }
+        let mut transaction = Transaction {
+            when: vec![Compare::Modified(authority.clone(), 0)],
+            then: vec![put(authority.clone(), &AuthorityRecord { fingerprint: own.clone() })?],
+        };
+        if store.get(&generation).await.map_err(RecordError::Store)?.is_none() {
+            transaction.when.push(Compare::Modified(generation.clone(), 0));
+            transaction.then.push(put(generation.clone(), &Generation { id: Uuid::new_v4(), number: 1 })?);
+        }
+        store.commit(transaction).await.map_err(RecordError::Store)?;
+    }
+}
+
+/// Says whether this controller is the one that makes the first operator token; of several that start at once, one is.
+pub async fn may_bootstrap(store: &SharedStore, own: &ControllerId) -> Result<bool, RecordError> {
+    let key = bootstrap_key();
+    let claim = Transaction { when: vec![Compare::Modified(key.clone(), 0)], then: vec![put(key.clone(), own)?] };
+    if let Commit::Done(_) = store.commit(claim).await? {
+        return Ok(true);
+    }
+    // It may have been killed before it wrote the token down.
+    let standing = store.get(&key).await?.map(|entry| decode::<ControllerId>(&key, &entry.value)).transpose()?;
+    Ok(standing.as_ref() == Some(own))
+}
