@@ -246,7 +246,7 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     };
     let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names, store: store.clone() };
     tasks.spawn(upkeep.run(shutdown.clone()));
-    tasks.spawn(view.clone().follow(store, shutdown.clone()));
+    tasks.spawn(view.clone().follow(store.clone(), shutdown.clone()));
     tasks.spawn(leader.run(vec![Arc::new(reconciler)], shutdown.clone()));
     tasks.spawn(services.serve(tls.incoming(listener), shutdown.clone())?);
     info!(%address, "controller is ready");

@@ -66,6 +66,7 @@ pub(super) async fn a_disk_without_room_gets_no_new_job(stage: &Stage, _chaos: b
         assert_eq!(other.outcome, "succeeded", "{other:#?}");
         assert_ne!(other.attempts[0].host, job.attempts[0].host, "nothing is begun where there is no room");
     }
+    drop(file);
     std::fs::remove_file(&filler).expect("room again");
     for job in stage.settle().await {
         assert_eq!((job.outcome.as_str(), job.attempts.len()), ("succeeded", 1), "{job:#?}");
