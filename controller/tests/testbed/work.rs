@@ -116,16 +116,18 @@ impl Stage {
     }
 
     /// Returns the part of the controller that leads, as the store says.
-    pub(crate) fn leader(&self) -> String {
-        let changes = self.watcher.changes();
-        let leads = changes.iter().rev().filter(|change| change.key == "/devfleet/v1/leader");
-        let id = leads.filter_map(|change| change.value.clone()).next().expect("somebody leads")["controller"].clone();
-        let known = |node: &&&str| {
-            let file = self.fleet.dir().join(node).join("controller/controller-id");
-            std::fs::read_to_string(file).is_ok_and(|text| Some(text.trim()) == id.as_str())
-        };
-        let node = self.people.nodes().iter().find(known).expect("the leader is one of the controllers");
-        format!("{node}.controller")
+    pub(crate) async fn leader(&self) -> String {
+        wait_for("a leader", async || {
+            let changes = self.watcher.changes();
+            let mut leads = changes.iter().rev().filter(|change| change.key == "/devfleet/v1/leader");
+            let id = leads.next()?.value.as_ref()?["controller"].as_str()?.to_owned();
+            let known = |node: &&&str| {
+                let file = self.fleet.dir().join(node).join("controller/controller-id");
+                std::fs::read_to_string(file).is_ok_and(|text| text.trim() == id)
+            };
+            Some(format!("{}.controller", self.people.nodes().iter().find(known)?))
+        })
+        .await
     }
 
     /// Returns the containers of a job that have processes now, as the kernel has them.
