@@ -68,6 +68,10 @@ collect_missing() {
         [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
     fi
     if [ "$MODE" = test ]; then
+        # Tests pull private images from a registry of their own.
+        need docker-registry docker-registry
+        # What people bring up with compose is compared with what devfleet brings up.
+        need docker-compose docker-compose
         # The testbed: namespaces, firewalls, small disks, a store of three members.
         need ip iproute2
         need iptables iptables

@@ -6,6 +6,7 @@
 //! Every effect is safe to repeat, so one path serves a first run and a restart at any point. An order to stop drops
 //! whatever call is in flight; the tear-down that follows finds everything by its labels.
 
+mod caches;
 mod claude;
 mod collect;
 mod course;
@@ -32,6 +33,7 @@ use devfleet_shared::id::HostId;
 use devfleet_shared::units::Span;
 use tokio::sync::{OnceCell, watch};
 
+use crate::caches::Caches;
 use crate::engine::{ImageFacts, SharedEngine};
 use crate::environment::{Devbox, Images, SubnetPool};
 use crate::ledger::{Entry, History, Ledger};
@@ -58,6 +60,8 @@ pub struct Surroundings {
     pub pool: SubnetPool,
     /// Images.
     pub images: Images,
+    /// Layers of dependency caches.
+    pub caches: Caches,
     /// Mirrors and remotes.
     pub code: Arc<dyn Code>,
     /// The controller.

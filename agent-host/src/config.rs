@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use devfleet_shared::units::Span;
+use devfleet_shared::units::{ByteSize, Span};
 use serde::Deserialize;
 
 /// What `host.toml` says.
@@ -34,6 +34,9 @@ pub struct Config {
     /// written so.
     #[serde(default = "default_protection_window")]
     pub protection_window: Span,
+    /// How much of the engine's disk sealed dependency caches may take: `20GiB`. `0` keeps none.
+    #[serde(default = "default_cache_budget")]
+    pub cache_budget: ByteSize,
     /// A file with the join token, for the first start. Deleted once the host has joined. The variable
     /// `DEVFLEET_JOIN_TOKEN` comes before it.
     #[serde(default)]
@@ -162,6 +165,10 @@ fn default_network_pool() -> String {
 
 fn default_slots() -> u32 {
     10
+}
+
+fn default_cache_budget() -> ByteSize {
+    ByteSize(20 << 30)
 }
 
 fn default_protection_window() -> Span {

@@ -24,11 +24,12 @@ use tonic::transport::Channel;
 
 use crate::attempt::Surroundings;
 use crate::attempt::reports::Board;
+use crate::caches::Caches;
 use crate::config::Config;
 use crate::disk;
 use crate::engine::SharedEngine;
 use crate::engine::docker::DockerEngine;
-use crate::environment::{Images, InvalidPool};
+use crate::environment::{Images, InvalidPool, PrivateImages};
 use crate::identity::{HostIdentity, IdentityError};
 use crate::ledger::LedgerError;
 use crate::mirror::Mirrors;
@@ -106,6 +107,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     run_on(engine, config, shutdown).await
 }
 
+/// Reads which images came with a login.
+fn private_images(data_dir: &Path) -> Result<PrivateImages, RunError> {
+    let path = data_dir.join("private-images.json");
+    PrivateImages::open(&path).map_err(|source| RunError::DataDir { path, source })
+}
+
 /// Runs the daemon until `shutdown`, on this engine.
 pub async fn run_on(engine: SharedEngine, config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
     tls::install_provider();
@@ -121,7 +128,9 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
         host: identity.host().clone(),
         clock: clock.clone(),
         pool: config.network_pool.parse()?,
-        images: Images::new(Arc::clone(&engine), identity.host().clone()),
+        images: Images::new(Arc::clone(&engine), identity.host().clone())
+            .remembering(private_images(&config.data_dir)?),
+        caches: Caches::new(Arc::clone(&engine), identity.host().clone(), &config.data_dir, config.cache_budget.0),
         code: Arc::new(Mirrors::new(mirrors.clone())),
         controller: Arc::new(RemoteController { dial: Arc::clone(&dial) }),
         spools: spools.clone(),

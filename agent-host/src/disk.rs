@@ -122,22 +122,10 @@ pub fn free(total: Resources, reserved: Resources, engine_disk: &Space) -> Resou
     }
 }
 
-/// A host that does not take an environment on.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("take the job on: not enough {} is free on this host", lacking.join(", "))]
-pub struct Refused {
-    /// What is lacking, by name.
-    pub lacking: Vec<&'static str>,
-}
-
-/// Decides whether an environment fits into what is free.
-pub fn admit(free: &Resources, wanted: &Resources) -> Result<(), Refused> {
-    let lacking = free.lacking(wanted);
-    if lacking.is_empty() { Ok(()) } else { Err(Refused { lacking }) }
-}
-
 #[cfg(test)]
 mod tests {
+    use devfleet_shared::admission;
+
     use super::*;
 
     fn space(used_percent: u64, used_inodes_percent: u64) -> Space {
@@ -176,8 +164,8 @@ mod tests {
         let left = free(all, one, &space(0, 0));
         assert_eq!((left.disk_bytes, left.slots, left.memory_bytes), (750_000, 3, 600));
         assert_eq!(free(all, one, &space(80, 0)).disk_bytes, 50_000);
-        assert_eq!(admit(&left, &one), Ok(()));
-        let refused = admit(&free(all, one, &space(90, 0)), &one).expect_err("a full disk");
+        assert_eq!(admission::admit(&left, &one), Ok(()));
+        let refused = admission::admit(&free(all, one, &space(90, 0)), &one).expect_err("a full disk");
         assert_eq!(refused.lacking, ["disk"]);
     }
 

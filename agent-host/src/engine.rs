@@ -39,6 +39,16 @@ pub mod label {
     pub const EXPIRES: &str = "devfleet.expires";
     /// On images that are kept: the cache key.
     pub const IMAGE_KEY: &str = "devfleet.image-key";
+    /// On volumes of an attempt: the layer that it reads.
+    pub const CACHE_LAYER: &str = "devfleet.cache-layer";
+    /// On volumes of an attempt that `setup` fills: the key of the layer that may be made from it.
+    pub const CACHE_KEY: &str = "devfleet.cache-key";
+    /// On layers: the attempt that filled it.
+    pub const CACHE_FILLER: &str = "devfleet.cache-filler";
+    /// The value of [`ROLE`] on layers.
+    pub const CACHE_ROLE: &str = "cache-layer";
+    /// On images that are kept: the digest of the recipe.
+    pub const RECIPE: &str = "devfleet.recipe";
     /// The value of [`APP`].
     pub const APP_VALUE: &str = "devfleet";
 }
@@ -110,6 +120,21 @@ pub struct NetworkSpec {
     pub name: String,
     /// Its addresses: `10.213.0.16/28`.
     pub subnet: String,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// A volume that shows the files of one directory, and keeps every change in others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViewSpec {
+    /// Its name.
+    pub name: String,
+    /// What it shows, never changed.
+    pub lower: std::path::PathBuf,
+    /// Where changes go.
+    pub upper: std::path::PathBuf,
+    /// A place of the kernel's own, on the same disk.
+    pub work: std::path::PathBuf,
     /// Its labels.
     pub labels: Labels,
 }
@@ -389,6 +414,10 @@ pub trait Engine: Send + Sync + 'static {
     async fn ensure_network(&self, network: &NetworkSpec) -> Result<(), EngineError>;
     /// Makes a named volume.
     async fn ensure_volume(&self, name: &str, labels: &Labels) -> Result<(), EngineError>;
+    /// Says where a volume's files lie, if there is such a volume and its place can be seen from here.
+    async fn volume_path(&self, name: &str) -> Result<Option<std::path::PathBuf>, EngineError>;
+    /// Makes a view as a volume. A volume of that name is already so.
+    async fn ensure_view(&self, view: &ViewSpec) -> Result<(), EngineError>;
     /// Makes a container without starting it. One of that name is already so.
     async fn ensure_container(&self, container: &ContainerSpec) -> Result<(), EngineError>;
     /// Starts a made container. With `input` it attaches first, writes these bytes to the first process and closes its

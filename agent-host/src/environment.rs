@@ -10,8 +10,10 @@
 
 pub mod images;
 pub mod networks;
+mod pulls;
 mod services;
 pub mod steps;
+mod views;
 mod workspace;
 
 use std::time::Duration;
@@ -23,10 +25,11 @@ use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, HostId};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{EngineError, ImageFacts, Labels, ObjectKind, ObjectRef, RegistryCredential, SharedEngine, label};
+use crate::engine::{EngineError, ImageFacts, Labels, ObjectKind, ObjectRef, SharedEngine, label};
 
 pub use images::{ImageError, ImageRequest, Images};
 pub use networks::{InvalidPool, SubnetPool};
+pub use pulls::{PrivateImages, Pulls};
 pub use steps::{Frame, FrameError, StepCommand, frame};
 pub use workspace::WORKSPACE;
 
@@ -198,17 +201,16 @@ fn names(objects: &[ObjectRef]) -> String {
 impl Devbox<'_> {
     /// Makes everything that the steps need: image, network, workspace, and the services until they are ready.
     ///
-    /// Safe to repeat. `logins` are registries (`registry.example.com`) with the credential for each. On failure the
-    /// first cause is returned and what was made stays for [`Devbox::tear_down`].
-    pub async fn prepare(&self, logins: &[(String, RegistryCredential)]) -> Result<ImageFacts, EnvironmentError> {
+    /// Safe to repeat. On failure the first cause is returned and what was made stays for [`Devbox::tear_down`].
+    pub async fn prepare(&self, pulls: &Pulls) -> Result<ImageFacts, EnvironmentError> {
         // Creations are always waited for, never cut: the engine would go on with a call that nobody waits for, and
         // make its object after the tear-down has looked. Only the wait for readiness is given up early.
         let given_up = CancellationToken::new();
-        let image = async { self.image(logins).await.inspect_err(|_| given_up.cancel()) };
+        let image = async { self.image(pulls).await.inspect_err(|_| given_up.cancel()) };
         let workspace = async { self.make_workspace().await.inspect_err(|_| given_up.cancel()) };
         let services = async {
             self.make_network().await?;
-            self.make_services(logins, &given_up).await
+            self.make_services(pulls, &given_up).await
         };
         let (image, workspace, services) = tokio::join!(image, workspace, services);
         // Given-up services are a consequence, so the other causes come first.
@@ -218,13 +220,13 @@ impl Devbox<'_> {
         Ok(image)
     }
 
-    async fn image(&self, logins: &[(String, RegistryCredential)]) -> Result<ImageFacts, EnvironmentError> {
+    async fn image(&self, pulls: &Pulls) -> Result<ImageFacts, EnvironmentError> {
         let spec = &self.assignment.environment;
         let request = ImageRequest {
             recipe: &self.assignment.recipe,
             base: &spec.image,
             platform: spec.platform.as_deref().unwrap_or_default(),
-            logins,
+            pulls,
             created: self.created,
             note: self.note,
         };

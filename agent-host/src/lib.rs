@@ -13,6 +13,7 @@ pub mod assignments;
 pub mod attempt;
 pub mod supervisor;
 
+pub mod caches;
 pub mod engine;
 pub mod environment;
 pub mod ledger;

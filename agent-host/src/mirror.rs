@@ -11,10 +11,12 @@ mod git;
 mod locks;
 mod remote;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use devfleet_shared::assignment::mirror_key;
 use devfleet_shared::id::Digest;
 use devfleet_shared::secret::Secret;
 use tracing::{info, warn};
@@ -258,6 +260,27 @@ impl Mirrors {
         git.run(&["update-ref", &name, commit]).await?.ok("keep the commit")
     }
 
+    /// Returns what git calls the content of these paths at a commit that the mirror has; what is not there is left out.
+    pub async fn objects(
+        &self,
+        url: &str,
+        commit: &str,
+        paths: &[String],
+    ) -> Result<BTreeMap<String, String>, MirrorError> {
+        check_commit(commit)?;
+        if paths.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let git = Git::new(&self.place(url).mirror, &self.root);
+        let args = ["ls-tree", "-z", "--full-tree", commit, "--"].into_iter().chain(paths.iter().map(String::as_str));
+        let listed = git.run(args).await?;
+        let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+        listed.ok("look for files of the commit")?;
+        // "<mode> <type> <object>\t<path>"
+        let entries = text.split('\0').filter_map(|entry| entry.split_once('\t'));
+        Ok(entries.filter_map(|(head, path)| Some((path.to_owned(), head.rsplit(' ').next()?.to_owned()))).collect())
+    }
+
     /// Takes in the bundle that a job left, after checking it, as `work_branch`.
     ///
     /// The mirror must have `base_commit` (see [`Mirrors::fetch`]). Fails with `NoChange` if the bundle's commit is the
@@ -354,8 +377,7 @@ impl Mirrors {
     }
 
     fn place(&self, url: &str) -> Place {
-        let key = Digest::of(url.trim_end_matches('/').trim_end_matches(".git").as_bytes());
-        let dir = self.root.join(&key.as_str()["sha256:".len()..][..24]);
+        let dir = self.root.join(mirror_key(url));
         Place { mirror: dir.join("mirror.git"), dir }
     }
 }

@@ -11,8 +11,12 @@ use devfleet_shared::clock::Timestamp;
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, HostId};
 
+use crate::caches::sealed_layers;
 use crate::engine::{EngineError, FoundObject, Labels, ObjectKind, ObjectRef, SharedEngine, label};
-use crate::environment::{host_labels, remove_all};
+use crate::environment::remove_all;
+
+/// How long what a build left behind stays if it names no host: another host on the engine may build on it.
+const SHARED_LEFTOVERS: Duration = Duration::from_secs(86_400);
 
 /// What is to become of one object, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,22 +33,14 @@ pub struct Verdict {
 
 /// Decides what becomes of each object of this host.
 ///
-/// `found` carries this host's labels; `owned` are the attempts that run here or are being torn down; `holds` are
-/// environments left standing on purpose, and until when; what is younger than `protection` stays.
-pub fn plan(
-    found: &[FoundObject],
-    owned: &BTreeSet<AttemptId>,
-    holds: &BTreeMap<AttemptId, Timestamp>,
-    now: Timestamp,
-    protection: Duration,
-) -> Vec<Verdict> {
-    let judge = Judge { owned, holds, now, protection };
+/// `found` carries this host's labels, or a build's; what is younger than `protection` stays.
+pub fn plan(found: &[FoundObject], ownership: &Ownership, now: Timestamp, protection: Duration) -> Vec<Verdict> {
+    let judge = Judge { ownership, now, protection };
     found.iter().map(|found| judge.verdict(found)).collect()
 }
 
 struct Judge<'a> {
-    owned: &'a BTreeSet<AttemptId>,
-    holds: &'a BTreeMap<AttemptId, Timestamp>,
+    ownership: &'a Ownership,
     now: Timestamp,
     protection: Duration,
 }
@@ -54,16 +50,35 @@ impl Judge<'_> {
         let attempt = found.labels.get(label::ATTEMPT).and_then(|text| text.parse::<AttemptId>().ok());
         let (remove, reason) = match &attempt {
             Some(attempt) => self.judge_attempt(found, attempt),
-            None => judge_leftover(found, self.now, self.protection),
+            None => self.judge_layer(found).unwrap_or_else(|| judge_leftover(found, self.now, self.protection)),
         };
         Verdict { object: found.object.clone(), attempt, remove, reason }
     }
 
+    /// Judges a layer of a dependency cache, which only its manifest makes one.
+    fn judge_layer(&self, found: &FoundObject) -> Option<(bool, String)> {
+        if found.labels.get(label::ROLE).map(String::as_str) != Some(label::CACHE_ROLE) {
+            return None;
+        }
+        if self.ownership.layers.contains(&found.object.name) {
+            return Some((false, "It is a sealed cache, kept on purpose for the next job.".into()));
+        }
+        let filler = found.labels.get(label::CACHE_FILLER).and_then(|text| text.parse::<AttemptId>().ok());
+        if let Some(attempt) = filler.filter(|attempt| self.ownership.owned.contains(attempt)) {
+            return Some((false, format!("Attempt {attempt} is filling this cache.")));
+        }
+        let (young, age) = age(found, self.now, self.protection);
+        Some(match young {
+            true => (false, format!("It is a cache that was never sealed, but it is {age}: it may be in the making.")),
+            false => (true, format!("It is a cache that was never sealed, and it is {age}.")),
+        })
+    }
+
     fn judge_attempt(&self, found: &FoundObject, attempt: &AttemptId) -> (bool, String) {
-        if self.owned.contains(attempt) {
+        if self.ownership.owned.contains(attempt) {
             return (false, format!("Attempt {attempt} is under way."));
         }
-        if let Some(until) = self.holds.get(attempt)
+        if let Some(until) = self.ownership.holds.get(attempt)
             && self.now < *until
         {
             return (false, format!("A person holds attempt {attempt} until {until}."));
@@ -92,7 +107,8 @@ fn judge_leftover(found: &FoundObject, now: Timestamp, protection: Duration) -> 
     if found.in_use {
         return (false, "It belongs to no attempt, but it is in use: a build is under way.".into());
     }
-    let (young, age) = age(found, now, protection);
+    let shared = !found.labels.contains_key(label::HOST);
+    let (young, age) = age(found, now, if shared { protection.max(SHARED_LEFTOVERS) } else { protection });
     if young {
         return (false, format!("It belongs to no attempt, but it is {age}: a build may be under way."));
     }
@@ -163,6 +179,8 @@ pub struct Ownership {
     pub owned: BTreeSet<AttemptId>,
     /// Environments left standing on purpose, and until when.
     pub holds: BTreeMap<AttemptId, Timestamp>,
+    /// Volumes that are sealed layers of dependency caches. The sweeper reads them itself.
+    pub layers: BTreeSet<String>,
 }
 
 /// One host's sweeper.
@@ -188,11 +206,12 @@ impl Sweeper<'_> {
         now: Timestamp,
         dry_run: bool,
     ) -> Result<Report, SweepError> {
-        let found = self.engine.list(&host_labels(self.host)).await.map_err(SweepError::List)?;
+        let found = self.found().await?;
         let folders = self.folders()?;
-        let ownership = owners();
+        let mut ownership = owners();
+        ownership.layers.extend(sealed_layers(self.data_dir));
         let mut report = Report {
-            verdicts: plan(&found, &ownership.owned, &ownership.holds, now, self.protection),
+            verdicts: plan(&found, &ownership, now, self.protection),
             folders: stale_folders(folders, &ownership, now, self.protection),
             ..Report::default()
         };
@@ -203,6 +222,14 @@ impl Sweeper<'_> {
         Ok(report)
     }
 
+    /// Lists what is this host's, and what a build left behind, which names no host: hosts on one engine share it.
+    async fn found(&self) -> Result<Vec<FoundObject>, SweepError> {
+        let ours = Labels::from([(label::APP.into(), label::APP_VALUE.into())]);
+        let mut found = self.engine.list(&ours).await.map_err(SweepError::List)?;
+        found.retain(|found| found.labels.get(label::HOST).is_none_or(|host| *host == self.host.as_str()));
+        Ok(found)
+    }
+
     async fn remove_objects(&self, report: &mut Report) -> Result<(), SweepError> {
         let doomed: BTreeSet<ObjectRef> =
             report.verdicts.iter().filter(|verdict| verdict.remove).map(|verdict| verdict.object.clone()).collect();
@@ -211,7 +238,7 @@ impl Sweeper<'_> {
         }
         remove_all(self.engine, doomed.iter().cloned().collect()).await;
         // What is gone is what a second look no longer finds, not what the engine said at the removal.
-        let left = self.engine.list(&host_labels(self.host)).await.map_err(SweepError::List)?;
+        let left = self.found().await?;
         let resists: Vec<_> =
             left.into_iter().map(|found| found.object).filter(|object| doomed.contains(object)).collect();
         report.removed += doomed.len() - resists.len();
@@ -286,7 +313,7 @@ mod tests {
     }
 
     fn object(kind: ObjectKind, of: Option<u8>, age_s: u64) -> FoundObject {
-        let mut labels = Labels::new();
+        let mut labels = Labels::from([(label::HOST.into(), "h".into())]);
         if let Some(of) = of {
             labels.insert(label::ATTEMPT.into(), attempt(of).to_string());
         }
@@ -303,7 +330,8 @@ mod tests {
     fn check(found: FoundObject, remove: bool, reason: &str) {
         let owned = BTreeSet::from([attempt(1)]);
         let holds = BTreeMap::from([(attempt(2), NOW.after(PROTECTION)), (attempt(3), NOW)]);
-        let verdicts = plan(std::slice::from_ref(&found), &owned, &holds, NOW, PROTECTION);
+        let ownership = Ownership { owned, holds, layers: BTreeSet::from(["sealed".to_owned()]) };
+        let verdicts = plan(std::slice::from_ref(&found), &ownership, NOW, PROTECTION);
         assert_eq!(verdicts.len(), 1);
         assert_eq!(verdicts[0].remove, remove, "{found:?}: {}", verdicts[0].reason);
         assert!(verdicts[0].reason.contains(reason), "{:?} lacks {reason:?}", verdicts[0].reason);
@@ -327,6 +355,20 @@ mod tests {
         check(FoundObject { object: nameless, in_use: true, ..object(Image, None, 9_999) }, false, "in use");
         check(FoundObject { in_use: true, ..object(Container, None, 9_999) }, false, "build is under way");
         check(object(Container, None, 9_999), true, "left by a build");
+        let layer = |name: &str, filler: u8, age| {
+            let mut found = object(Volume, None, age);
+            found.object.name = name.into();
+            found.labels.insert(label::ROLE.into(), label::CACHE_ROLE.into());
+            found.labels.insert(label::CACHE_FILLER.into(), attempt(filler).to_string());
+            found
+        };
+        check(layer("sealed", 4, 9_999), false, "kept on purpose");
+        check(layer("other", 1, 9_999), false, "is filling");
+        check(layer("other", 4, 599), false, "in the making");
+        check(layer("other", 4, 600), true, "never sealed");
+        let shared = |age| FoundObject { labels: Labels::new(), ..object(Container, None, age) };
+        check(shared(86_399), false, "build may be");
+        check(shared(86_400), true, "left by a build");
     }
 
     #[test]
@@ -366,7 +408,9 @@ mod tests {
             owned in prop::collection::btree_set((0u8..6).prop_map(attempt), 0..4),
             holds in prop::collection::btree_map((0u8..6).prop_map(attempt), (0u64..2_000_000_000).prop_map(Timestamp), 0..4),
         ) {
-            let verdicts = plan(&found, &owned, &holds, NOW, PROTECTION);
+            let ownership = Ownership { owned, holds, layers: BTreeSet::new() };
+            let verdicts = plan(&found, &ownership, NOW, PROTECTION);
+            let (owned, holds) = (&ownership.owned, &ownership.holds);
             prop_assert_eq!(verdicts.len(), found.len());
             for (verdict, found) in verdicts.iter().zip(&found).filter(|(verdict, _)| verdict.remove) {
                 if let Some(attempt) = &verdict.attempt {
@@ -377,7 +421,7 @@ mod tests {
                 let expired = moment(&found.labels, label::EXPIRES).is_some_and(|expires| expires <= NOW);
                 prop_assert!(!young || (expired && verdict.attempt.is_some()));
             }
-            prop_assert_eq!(plan(&found, &owned, &holds, NOW, PROTECTION), verdicts);
+            prop_assert_eq!(plan(&found, &ownership, NOW, PROTECTION), verdicts);
         }
     }
 }

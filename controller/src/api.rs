@@ -8,7 +8,9 @@
 pub mod access;
 pub mod fleet;
 pub mod jobs;
+pub mod passing;
 pub mod session;
+mod settings;
 pub mod show;
 
 use std::collections::HashMap;

@@ -27,8 +27,11 @@ mod jobs;
 mod lines;
 mod logs;
 mod projects;
+mod settings;
+mod stores;
 mod submit;
 mod tokens;
+mod top;
 mod up;
 mod watch;
 
@@ -108,6 +111,14 @@ enum Command {
     Tokens(tokens::TokensCommand),
     /// Remove what nobody owns on the hosts, now
     Sweep(hosts::SweepArgs),
+    /// Move the store of a single machine into that of a fleet
+    #[command(subcommand)]
+    Store(stores::StoreCommand),
+    /// Watch hosts, queue and jobs
+    Top(top::TopArgs),
+    /// Change how the fleet works while it runs
+    #[command(subcommand)]
+    Settings(settings::SettingsCommand),
     /// Check this machine, the controller and the hosts
     Doctor,
     /// Show who the controller takes you for
@@ -180,6 +191,9 @@ async fn run(command: Command, session: &Session) -> Result<Exit, CliError> {
         Command::JoinToken(command) => tokens::join(command, session).await,
         Command::Tokens(command) => tokens::run(command, session).await,
         Command::Sweep(args) => hosts::sweep(args, session).await,
+        Command::Store(command) => stores::run(command, session).await,
+        Command::Top(args) => top::run(args, session).await,
+        Command::Settings(command) => settings::run(command, session).await,
         Command::Doctor => doctor::run(session).await,
         Command::Whoami => tokens::whoami(session).await,
         Command::Completions { shell } => {

@@ -30,6 +30,10 @@ pub struct Config {
     pub connection_age: Span,
     /// Where the fleet's authority lies, `authority.pem` and `authority.key`. `None`: `ca` in the data directory.
     pub ca_dir: Option<PathBuf>,
+    /// Where other controllers reach this one, `https://name:port`. `None`: the first of `names`, and the port.
+    pub address: Option<String>,
+    /// Where logs and diffs are kept. `None`: in the data directory. Several controllers share one directory.
+    pub files_dir: Option<PathBuf>,
     /// Where decisions are kept.
     #[serde(default)]
     pub store: StoreConfig,
@@ -75,6 +79,8 @@ impl Config {
             max_running: default_max_running(),
             connection_age: default_connection_age(),
             ca_dir: None,
+            address: None,
+            files_dir: None,
             store: StoreConfig::default(),
         }
     }
@@ -96,6 +102,12 @@ impl Config {
         }
         if self.ca_dir.as_ref().is_some_and(|directory| !directory.is_absolute()) {
             return Err(ConfigError::Value { key: "ca_dir", problem: "write an absolute path" });
+        }
+        if self.files_dir.as_ref().is_some_and(|directory| !directory.is_absolute()) {
+            return Err(ConfigError::Value { key: "files_dir", problem: "write an absolute path" });
+        }
+        if self.address.as_ref().is_some_and(|address| !address.starts_with("https://")) {
+            return Err(ConfigError::Value { key: "address", problem: "write `https://name:port`" });
         }
         self.store.validate()?;
         if self.names.is_empty() || self.names.iter().any(|name| name.trim().is_empty()) {

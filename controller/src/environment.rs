@@ -8,12 +8,15 @@
 //! The rules are GitLab's and its runner's where they have any; `docs/derivation.md` names the rest.
 
 mod caches;
+mod check;
 mod commands;
 mod compose;
 mod fallback;
+mod gone;
 mod images;
 mod job;
 mod language;
+mod managers;
 mod merged;
 pub mod overrides;
 mod purpose;

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::StoreError;
 
-pub use authority::{Authority, Certified, Issued, host_of, key_of_request};
-pub use server::{ServerTls, peer_host, server_tls};
+pub use authority::{Authority, Certified, Issued, controller_of, host_of, key_of_request};
+pub use server::{ServerTls, peer_controller, peer_host, server_tls};
 pub use tokens::{JoinRefused, JoinTerms, Joined, TokenRecord, Tokens, Unauthenticated};
 
 /// What a person may do; each role includes the ones before it.

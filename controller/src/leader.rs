@@ -88,6 +88,8 @@ pub struct Leader {
     pub clock: Clock,
     /// Who stands for election.
     pub controller: ControllerId,
+    /// Where other controllers reach it.
+    pub address: String,
     /// The times.
     pub timers: Timers,
     /// The term under way, for whoever wants to know.
@@ -115,6 +117,11 @@ enum Over {
 }
 
 impl Leader {
+    /// Makes a candidate with the usual times.
+    pub fn new(store: SharedStore, clock: Clock, controller: ControllerId, address: String) -> Self {
+        Self { store, clock, controller, address, timers: Timers::default(), term: watch::Sender::new(None) }
+    }
+
     /// Stands for election, and leads whenever it wins, until the shutdown. Then it resigns.
     pub async fn run(self, work: Vec<Arc<dyn LeadOnly>>, shutdown: CancellationToken) {
         let mut restarted = true;
@@ -145,6 +152,10 @@ impl Leader {
             Ok(Err(error)) => warn!(error = %Chain(&error), "the lead could not be given back, it ends by itself"),
             Err(_) => warn!("the lead could not be given back in time, it ends by itself"),
         }
+    }
+
+    fn record(&self, term: u64) -> LeaderRecord {
+        LeaderRecord { controller: self.controller.clone(), term, address: self.address.clone() }
     }
 
     /// Waits until the key is free, and takes it.
@@ -204,7 +215,7 @@ impl Leader {
         let number = last.unwrap_or_default().last + 1;
         let asked = self.clock.boot();
         let lease = self.store.grant_lease(self.timers.lease).await?;
-        let mut hold = put(leader.clone(), &LeaderRecord { controller: self.controller.clone(), term: number })?;
+        let mut hold = put(leader.clone(), &self.record(number))?;
         if let Change::Put { lease: on, .. } = &mut hold {
             *on = Some(lease);
         }

@@ -8,10 +8,14 @@ use std::time::Duration;
 use devfleet_shared::assignment::{AgentKind, Limits};
 use devfleet_shared::attempt::Step;
 use devfleet_shared::clock::Timestamp;
+use devfleet_shared::environment::PullPolicy;
 use devfleet_shared::id::{AgentName, ProjectName};
 use devfleet_shared::secret::SecretRef;
 use devfleet_shared::units::{ByteSize, Span};
 use serde::{Deserialize, Serialize};
+
+/// Priorities lie between this and its negative.
+const PRIORITY_MOST: i32 = 100;
 
 /// A project, as stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +50,18 @@ pub struct ProjectConfig {
     /// How often a job is tried when the machinery, not the work, fails.
     #[serde(default = "default_attempts")]
     pub max_attempts: u32,
+    /// Its part of the fleet, in proportion to the weights of other projects.
+    #[serde(default = "default_weight")]
+    pub weight: u32,
+    /// How many of its jobs may run at once; as many as the fleet allows when absent.
+    #[serde(default)]
+    pub max_running: Option<usize>,
+    /// The greatest priority that a job may be submitted with.
+    #[serde(default = "default_max_priority")]
+    pub max_priority: i32,
+    /// The labels that a host must have to run its jobs.
+    #[serde(default)]
+    pub host_labels: BTreeMap<String, String>,
     /// Where merge requests are opened.
     #[serde(default)]
     pub forge: ForgeConfig,
@@ -60,6 +76,9 @@ pub struct ProjectConfig {
     /// CI variables that GitLab keeps outside of the file, and the steps that get each: `setup`, `agent`, `verify`.
     #[serde(default)]
     pub ci_variables: BTreeMap<String, Vec<Step>>,
+    /// When images are pulled.
+    #[serde(default)]
+    pub pull: PullPolicy,
     /// Logins to image registries, by registry host.
     #[serde(default)]
     pub registries: BTreeMap<String, RegistryConfig>,
@@ -234,6 +253,7 @@ impl ProjectConfig {
         if !(1..=10).contains(&self.max_attempts) {
             return refuse("max_attempts", "write a number from 1 to 10");
         }
+        self.validate_scheduling()?;
         if let ForgeConfig::Gitlab { url, project, .. } = &self.forge {
             if !(url.starts_with("https://") || url.starts_with("http://")) {
                 return refuse("forge.url", "write the address of the GitLab instance: https://gitlab.example.com");
@@ -255,6 +275,20 @@ impl ProjectConfig {
         Ok(())
     }
 
+    fn validate_scheduling(&self) -> Result<(), ProjectError> {
+        let refuse = |key: &str, problem: &str| Err(ProjectError::Value { key: key.into(), problem: problem.into() });
+        if !(1..=1_000).contains(&self.weight) {
+            return refuse("weight", "write a number from 1 to 1000");
+        }
+        if self.max_running == Some(0) {
+            return refuse("max_running", "write 1 or more; with 0 no job of the project would ever start");
+        }
+        if !(-PRIORITY_MOST..=PRIORITY_MOST).contains(&self.max_priority) {
+            return refuse("max_priority", "write a number from -100 to 100");
+        }
+        Ok(())
+    }
+
     fn validate_ci_variables(&self) -> Result<(), ProjectError> {
         let refuse = |name: &str, problem: &str| {
             Err(ProjectError::Value { key: format!("ci_variables.{name}"), problem: problem.into() })
@@ -271,6 +305,16 @@ impl ProjectConfig {
             }
         }
         Ok(())
+    }
+
+    /// Checks the priority that a job is submitted with: -100 to the project's `max_priority`.
+    pub fn check_priority(&self, priority: i32) -> Result<(), ProjectError> {
+        if (-PRIORITY_MOST..=self.max_priority.max(0)).contains(&priority) {
+            return Ok(());
+        }
+        let most = self.max_priority.max(0);
+        let problem = format!("{priority} is not allowed in project {}: use -{PRIORITY_MOST} to {most}", self.name);
+        Err(ProjectError::Value { key: "priority".into(), problem })
     }
 
     /// Returns the agent to use: the one asked for, the project's default, or its only one.
@@ -359,6 +403,14 @@ fn set<T>(target: &mut T, value: Option<T>) {
 
 fn default_ci_config() -> String {
     ".gitlab-ci.yml".into()
+}
+
+fn default_weight() -> u32 {
+    1
+}
+
+fn default_max_priority() -> i32 {
+    10
 }
 
 fn default_attempts() -> u32 {

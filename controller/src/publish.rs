@@ -59,6 +59,8 @@ impl Publisher {
         match self.open(job, project).await {
             Ok(merge_request) => {
                 info!(job = %id, number = merge_request.number, "merge request opened");
+                let place = if merge_request.url.is_empty() { "of this job" } else { merge_request.url.as_str() };
+                self.tell_issue(job, project, &format!("Done: the merge request {place} waits for a review.")).await;
                 let stands = |state: &mut crate::store::records::JobState| {
                     state.merge_request = Some(merge_request.clone());
                 };
@@ -79,9 +81,23 @@ impl Publisher {
             Err(error) => {
                 let branch = job.state.attempt().map(|attempt| attempt.branch.clone()).unwrap_or_default();
                 let message = format!("{} (the work was pushed as branch {branch})", Chain(&error));
+                self.tell_issue(job, project, &format!("The merge request could not be opened: {message}")).await;
                 let failure = Failure { reason: FailureReason::MergeRequest, message };
                 self.jobs.event(term, id, JobEvent::PublishFailed(failure), |_| ()).await.map(drop)
             }
+        }
+    }
+
+    /// Puts one note on the job's issue, however often it is called. A note that cannot be put is no reason to fail a job.
+    async fn tell_issue(&self, job: &JobRecords, project: Option<&ProjectConfig>, text: &str) {
+        let (Some(issue), Some(project)) = (job.spec.issue, project) else { return };
+        let id = &job.spec.id;
+        let told = match self.forges.of(project).await {
+            Ok(forge) => forge.ensure_note(issue, &format!("outcome:{id}"), text).await.map_err(PublishError::from),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = told {
+            warn!(job = %id, issue, error = %Chain(&error), "the issue was not told");
         }
     }
 

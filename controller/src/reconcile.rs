@@ -14,7 +14,6 @@ use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, HostId, JobId};
 use devfleet_shared::job::JobPhase;
-use devfleet_shared::resources::Resources;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -25,9 +24,11 @@ use crate::jobs::{JobError, Jobs};
 use crate::leader::{LeadOnly, Term};
 use crate::project::ProjectRecord;
 use crate::publish::Publisher;
-use crate::scheduler::{self, HostView, Plan, QueuedJob, Snapshot};
-use crate::sessions::{Connected, Sessions};
+use crate::scheduler::{self, Plan, Reasons};
+use crate::sessions::Sessions;
 use crate::view::{JobRecords, Records, View};
+
+pub mod snapshot;
 
 /// The loop looks again after this time even if nothing woke it.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -35,7 +36,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const ERRANDS: usize = 32;
 
 /// Why each queued job waits, as of the last tick.
-pub type Waiting = BTreeMap<JobId, Vec<String>>;
+pub type Waiting = BTreeMap<JobId, Reasons>;
 
 /// The loop and what it works with.
 pub struct Reconciler {
@@ -49,12 +50,20 @@ pub struct Reconciler {
     pub gates: Gates,
     /// Opens merge requests.
     pub publisher: Publisher,
-    /// How many jobs may run in the fleet at once.
+    /// How many jobs may run in the fleet at once, unless the settings say otherwise.
     pub max_running: usize,
     /// Tells the time.
     pub clock: Clock,
     /// Where the reasons for waiting go.
     pub waiting: watch::Sender<Waiting>,
+}
+
+/// What one term's loop remembers between its looks. All of it may be lost: it is found again, or planned anew.
+#[derive(Default)]
+struct Course {
+    errands: JoinSet<JobId>,
+    under_way: BTreeSet<JobId>,
+    reserved: BTreeMap<JobId, HostId>,
 }
 
 #[async_trait]
@@ -65,43 +74,46 @@ impl LeadOnly for Reconciler {
         self.view.reach(term.revision).await;
         let mut records = self.view.changed();
         let mut hosts = self.sessions.changed();
-        let mut errands = JoinSet::new();
-        let mut under_way = BTreeSet::new();
+        let mut course = Course::default();
         loop {
-            self.tick(&term, &mut errands, &mut under_way).await;
+            self.tick(&term, &mut course).await;
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 _ = records.changed() => {}
                 _ = hosts.changed() => {}
-                Some(done) = errands.join_next() => match done {
-                    Ok(job) => drop(under_way.remove(&job)),
+                Some(done) = course.errands.join_next() => match done {
+                    Ok(job) => drop(course.under_way.remove(&job)),
                     Err(error) => {
                         // Which job it was is not known any more: forget all, the next ticks find them again.
                         warn!(error = %Chain(&error), "an errand failed");
-                        errands.abort_all();
-                        under_way.clear();
+                        course.errands.abort_all();
+                        course.under_way.clear();
                     }
                 },
                 () = tokio::time::sleep(INTERVAL) => {}
             }
         }
-        errands.shutdown().await;
+        course.errands.shutdown().await;
     }
 }
 
 impl Reconciler {
-    async fn tick(&self, term: &Term, errands: &mut JoinSet<JobId>, under_way: &mut BTreeSet<JobId>) {
+    async fn tick(&self, term: &Term, course: &mut Course) {
         let now = self.clock.now();
         for (job, project) in self.errands(now) {
-            if under_way.len() >= ERRANDS {
+            if course.under_way.len() >= ERRANDS {
                 break;
             }
-            if under_way.insert(job.spec.id.clone()) {
-                errands.spawn(errand(term.clone(), self.gates.clone(), self.publisher.clone(), job, project));
+            if course.under_way.insert(job.spec.id.clone()) {
+                course.errands.spawn(errand(term.clone(), self.gates.clone(), self.publisher.clone(), job, project));
             }
         }
-        let plan = scheduler::plan(&self.snapshot(now));
-        self.start(term, &plan, errands, under_way).await;
+        let connected = self.sessions.connected();
+        let mut looked = snapshot::of(&self.view.read(), &connected, self.max_running, now);
+        looked.reserved = std::mem::take(&mut course.reserved);
+        let plan = scheduler::plan(&looked);
+        course.reserved.clone_from(&plan.reserve);
+        self.start(term, &plan, course).await;
         self.waiting.send_if_modified(|waiting| {
             let moved = *waiting != plan.wait;
             waiting.clone_from(&plan.wait);
@@ -121,7 +133,7 @@ impl Reconciler {
             let project = records.projects.get(&job.spec.project).cloned();
             (job, project)
         };
-        records.jobs().filter(due).map(with_project).collect()
+        records.active_jobs().filter(due).map(with_project).collect()
     }
 
     fn with_project(&self, job: &JobId) -> Option<(JobRecords, Option<Arc<ProjectRecord>>)> {
@@ -131,37 +143,15 @@ impl Reconciler {
         Some((job, project))
     }
 
-    fn snapshot(&self, now: Timestamp) -> Snapshot {
-        let connected = self.sessions.connected();
-        let records = self.view.read();
-        let mut snapshot = Snapshot { now, max_running: self.max_running, ..Snapshot::default() };
-        for job in records.jobs() {
-            match job.state.phase {
-                JobPhase::Queued => snapshot.queued.push(queued(&job)),
-                JobPhase::Running => *snapshot.running.entry(job.spec.project.clone()).or_default() += 1,
-                _ => {}
-            }
-        }
-        let given = given(&records);
-        snapshot.hosts = records
-            .hosts
-            .values()
-            .map(|host| {
-                let given = given.get(&host.id).copied().unwrap_or_default();
-                host_view(host.id.clone(), &host.name, connected.get(&host.id), given)
-            })
-            .collect();
-        snapshot
-    }
-
     /// Gives the planned jobs to their hosts; one whose CI configuration was not looked at lately is looked at first.
-    async fn start(&self, term: &Term, plan: &Plan, errands: &mut JoinSet<JobId>, under_way: &mut BTreeSet<JobId>) {
+    async fn start(&self, term: &Term, plan: &Plan, course: &mut Course) {
         let now = self.clock.now();
         for (job, host) in &plan.assign {
             let Some((records, project)) = self.with_project(job) else { continue };
             if !drift::is_current(&records.state, now) {
-                if under_way.len() < ERRANDS && under_way.insert(job.clone()) {
-                    errands.spawn(errand(term.clone(), self.gates.clone(), self.publisher.clone(), records, project));
+                if course.under_way.len() < ERRANDS && course.under_way.insert(job.clone()) {
+                    let work = errand(term.clone(), self.gates.clone(), self.publisher.clone(), records, project);
+                    course.errands.spawn(work);
                 }
                 continue;
             }
@@ -202,48 +192,4 @@ async fn errand(
         Err(error) => warn!(job = %job.spec.id, error = %Chain(&error), "the job could not be moved"),
     }
     job.spec.id.clone()
-}
-
-fn queued(job: &JobRecords) -> QueuedJob {
-    QueuedJob {
-        job: job.spec.id.clone(),
-        project: job.spec.project.clone(),
-        submitted: job.spec.submitted,
-        not_before: job.state.not_before,
-        resources: reserved(job.state.resources),
-    }
-}
-
-/// Processors are shared by those who want them and are a limit, not a reservation; all else is set aside.
-fn reserved(resources: Resources) -> Resources {
-    Resources { cpu_millis: 0, ..resources }
-}
-
-/// Adds up what each host has been given: every attempt that owns its job, until its environment is gone.
-fn given(records: &Records) -> BTreeMap<HostId, Resources> {
-    let mut given: BTreeMap<HostId, Resources> = BTreeMap::new();
-    for job in records.jobs() {
-        if let Some((owner, _)) = &job.owner {
-            let sum = given.entry(owner.host.clone()).or_default();
-            *sum = sum.plus(reserved(job.state.resources));
-        }
-    }
-    given
-}
-
-/// What a host still has room for: of memory and slots what was not given away, of its disk what is free by its own word.
-fn host_view(id: HostId, name: &str, connected: Option<&Connected>, given: Resources) -> HostView {
-    let name = name.to_owned();
-    match connected {
-        None => HostView { id, name, problems: vec!["it is not connected".into()], free: Resources::default() },
-        Some(connected) => {
-            let (left, free) = (connected.total().minus(given), connected.free());
-            let free = Resources {
-                disk_bytes: free.disk_bytes.min(left.disk_bytes),
-                disk_inodes: free.disk_inodes.min(left.disk_inodes),
-                ..left
-            };
-            HostView { id, name, problems: connected.inventory.problems.clone(), free }
-        }
-    }
 }

@@ -5,28 +5,51 @@
 
 use std::time::Duration;
 
-use devfleet_shared::attempt::AttemptResult;
+use devfleet_shared::attempt::{AttemptResult, FailureReason};
 use devfleet_shared::backoff::Backoff;
 
+/// So often hosts may refuse a job before that is a result: more means that planning and hosts disagree.
+const REFUSALS_MOST: u32 = 50;
+
+/// What a job's attempts so far came to.
+#[derive(Debug, Clone, Copy)]
+pub struct Made {
+    /// Attempts that count against the project's `max_attempts`, with the one that just ended.
+    pub charged: u32,
+    /// Attempts that their hosts did not take on.
+    pub refused: u32,
+}
+
+/// Says whether an attempt that ended so was not taken on by its host: it does not count.
+pub fn is_refusal(result: &AttemptResult) -> bool {
+    matches!(result, AttemptResult::Failed(failure) if failure.reason == FailureReason::NoRoom)
+}
+
 /// Says whether a job whose attempt ended so gets another: the pause before it, or nothing.
-pub fn retry(result: &AttemptResult, attempts_made: u32, max_attempts: u32, cancelled: bool) -> Option<Duration> {
+pub fn retry(result: &AttemptResult, made: Made, max_attempts: u32, cancelled: bool) -> Option<Duration> {
     let deserves = match result {
         AttemptResult::Lost => true,
         AttemptResult::Failed(failure) => failure.reason.is_retryable(),
         AttemptResult::Succeeded { .. } | AttemptResult::NoChange | AttemptResult::Cancelled => false,
     };
     let pace = Backoff { first: Duration::from_secs(5), ceiling: Duration::from_secs(300) };
-    (deserves && !cancelled && attempts_made < max_attempts).then(|| pace.pause(attempts_made, 1.0))
+    let allowed = if is_refusal(result) { made.refused <= REFUSALS_MOST } else { made.charged < max_attempts };
+    (deserves && !cancelled && allowed).then(|| pace.pause(made.charged + made.refused, 1.0))
 }
 
 #[cfg(test)]
 mod tests {
-    use devfleet_shared::attempt::{Failure, FailureReason};
+    use devfleet_shared::attempt::Failure;
 
     use super::*;
 
-    fn check(result: AttemptResult, made: u32, cancelled: bool, expected: bool) {
-        assert_eq!(retry(&result, made, 2, cancelled).is_some(), expected, "{result:?} {made} {cancelled}");
+    fn made(charged: u32) -> Made {
+        Made { charged, refused: 0 }
+    }
+
+    fn check(result: AttemptResult, charged: u32, cancelled: bool, expected: bool) {
+        let made = made(charged);
+        assert_eq!(retry(&result, made, 2, cancelled).is_some(), expected, "{result:?} {made:?} {cancelled}");
     }
 
     fn failed(reason: FailureReason) -> AttemptResult {
@@ -46,8 +69,16 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_does_not_count_but_does_not_go_on_for_ever() {
+        let refused = failed(FailureReason::NoRoom);
+        assert!(retry(&refused, Made { charged: 1, refused: 1 }, 1, false).is_some());
+        assert!(retry(&refused, Made { charged: 0, refused: REFUSALS_MOST + 1 }, 9, false).is_none());
+        assert!(retry(&AttemptResult::Lost, Made { charged: 1, refused: 40 }, 2, false).is_some());
+    }
+
+    #[test]
     fn the_pause_grows() {
-        let pause = |made| retry(&AttemptResult::Lost, made, 9, false).expect("it is tried again");
+        let pause = |charged| retry(&AttemptResult::Lost, made(charged), 9, false).expect("it is tried again");
         assert!(pause(2) > pause(1));
     }
 }

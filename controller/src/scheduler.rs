@@ -1,14 +1,29 @@
 //! Which job goes where, and why the others wait. A decider.
 //!
-//! Order: fair share between projects (the one with fewest running jobs first), then age. A host fits if it is
-//! ready and the job's resources fit into what is free; among those that fit, the emptiest wins. One host is the small
-//! case of many. A plan never hands out more than there is, and planning again on its result assigns nothing more.
+//! Order: priority (waiting raises it), then weighted fair share between projects, then age. A host fits if it is ready,
+//! has labels and runtime, and admits the job; of those that fit the one wins on which the job would start first. A large
+//! job that waits long gets a host set aside. A plan never hands out more than there is; repeating it adds nothing.
+//!
+//! snapshot ─▶ queues by project ─▶ next job ─▶ `rules`: may it? ─▶ `board`: where? (`score`: how soon) ─▶ plan
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use devfleet_shared::clock::Timestamp;
-use devfleet_shared::id::{HostId, JobId, ProjectName};
+use devfleet_shared::id::{Digest, HostId, JobId, ProjectName};
 use devfleet_shared::resources::Resources;
+
+mod board;
+mod rules;
+mod score;
+#[cfg(test)]
+mod tests;
+
+use board::Board;
+
+/// Why a job waits, a line per rule. Shared, since many jobs wait for the same reason.
+pub type Reasons = Arc<Vec<String>>;
 
 /// All that a plan depends on.
 #[derive(Debug, Clone, Default)]
@@ -19,10 +34,29 @@ pub struct Snapshot {
     pub max_running: usize,
     /// The hosts.
     pub hosts: Vec<HostView>,
-    /// How many jobs run, by project. Starts in flight count.
-    pub running: BTreeMap<ProjectName, usize>,
+    /// The projects that have jobs. One that is missing has weight 1, no cap, and runs nothing.
+    pub projects: BTreeMap<ProjectName, ProjectView>,
     /// The jobs that wait.
     pub queued: Vec<QueuedJob>,
+    /// The hosts that the last plan set aside, by the job they are for.
+    pub reserved: BTreeMap<JobId, HostId>,
+}
+
+/// A project, as far as planning goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProjectView {
+    /// Its part of the fleet in proportion to the weights of others; 1 or more.
+    pub weight: u32,
+    /// How many of its jobs may run at once; `None`: as many as the fleet allows.
+    pub max_running: Option<usize>,
+    /// How many of its jobs run. Starts in flight count.
+    pub running: usize,
+}
+
+impl Default for ProjectView {
+    fn default() -> Self {
+        Self { weight: 1, max_running: None, running: 0 }
+    }
 }
 
 /// A host, as far as planning goes.
@@ -34,8 +68,65 @@ pub struct HostView {
     pub name: String,
     /// Why nothing may be given to it; empty: it is ready.
     pub problems: Vec<String>,
+    /// Why it gets no new work although it may work: it failed job after job.
+    pub quarantined: Option<String>,
+    /// How many attempts failed on it lately through its own fault.
+    pub recent_failures: u32,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The container runtimes that its engine has; empty: not known.
+    pub runtimes: BTreeSet<String>,
+    /// All that it has.
+    pub total: Resources,
     /// What is neither used nor given away.
     pub free: Resources,
+    /// Thousandths of processors that its jobs may use in all.
+    pub cpu_millis_given: u64,
+    /// How many attempts were given to it and run no step yet.
+    pub starting: u32,
+    /// The recipes whose images it has.
+    pub recipes: BTreeSet<Digest>,
+    /// The recipes whose images it makes for attempts that were given to it.
+    pub building: BTreeSet<Digest>,
+    /// The repositories that it has mirrors of.
+    pub mirrors: BTreeSet<String>,
+}
+
+impl HostView {
+    /// A host that has nothing and is known by name only.
+    pub fn new(id: HostId, name: impl Into<String>) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            problems: Vec::new(),
+            quarantined: None,
+            recent_failures: 0,
+            labels: BTreeMap::new(),
+            runtimes: BTreeSet::new(),
+            total: Resources::default(),
+            free: Resources::default(),
+            cpu_millis_given: 0,
+            starting: 0,
+            recipes: BTreeSet::new(),
+            building: BTreeSet::new(),
+            mirrors: BTreeSet::new(),
+        }
+    }
+}
+
+/// What a job needs of a host. Jobs with equal needs are planned alike.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// What is set aside for it.
+    pub resources: Resources,
+    /// The labels that the host must have.
+    pub labels: BTreeMap<String, String>,
+    /// The container runtime, unless the engine's default serves.
+    pub runtime: Option<String>,
+    /// The recipe of its image.
+    pub recipe: Option<Digest>,
+    /// Its repository.
+    pub repository: String,
 }
 
 /// A job that waits.
@@ -45,12 +136,16 @@ pub struct QueuedJob {
     pub job: JobId,
     /// Its project.
     pub project: ProjectName,
+    /// The greater, the sooner.
+    pub priority: i32,
     /// When it was submitted.
     pub submitted: Timestamp,
+    /// Since when it is queued.
+    pub since: Timestamp,
     /// It is not to start before.
     pub not_before: Timestamp,
-    /// What it takes.
-    pub resources: Resources,
+    /// What it needs.
+    pub needs: Arc<Needs>,
 }
 
 /// What is to be done.
@@ -58,163 +153,146 @@ pub struct QueuedJob {
 pub struct Plan {
     /// Which job goes to which host, in order.
     pub assign: Vec<(JobId, HostId)>,
-    /// Why each other job waits, a line per rule.
-    pub wait: BTreeMap<JobId, Vec<String>>,
+    /// Why each other job waits.
+    pub wait: BTreeMap<JobId, Reasons>,
+    /// The hosts that are set aside, by the job they are for: part of the next snapshot.
+    pub reserve: BTreeMap<JobId, HostId>,
 }
 
-/// Plans.
+/// Plans. Takes time in proportion to hosts × kinds of needs that are looked at, plus jobs × log(jobs).
 pub fn plan(snapshot: &Snapshot) -> Plan {
-    let mut plan = Plan::default();
-    let mut hosts = snapshot.hosts.clone();
-    let mut running = snapshot.running.clone();
-    let mut waiting: Vec<&QueuedJob> = snapshot.queued.iter().collect();
-    waiting.sort_by(|a, b| (a.submitted, &a.job).cmp(&(b.submitted, &b.job)));
-    while let Some(index) = next(&waiting, &running) {
-        let job = waiting.remove(index);
-        match place(snapshot, job, &hosts, running.values().sum()) {
-            Ok(chosen) => {
-                hosts[chosen].free = hosts[chosen].free.minus(job.resources);
-                *running.entry(job.project.clone()).or_default() += 1;
-                plan.assign.push((job.job.clone(), hosts[chosen].id.clone()));
-            }
-            Err(reasons) => {
-                plan.wait.insert(job.job.clone(), reasons);
-            }
+    let mut wait: Vec<(JobId, Reasons)> = Vec::new();
+    let mut board = Board::new(snapshot);
+    let mut tally = Tally::of(snapshot);
+    tally.place_reserved(&mut board, snapshot.now);
+    let mut queues = Queues::of(snapshot, &tally, &mut wait);
+    while let Some(name) = queues.first() {
+        if let Some(reasons) = rules::fleet_full(tally.running, snapshot.max_running) {
+            wait.extend(queues.drain().map(|job| (job.job.clone(), reasons.clone())));
+            break;
         }
+        if let Some(reasons) = rules::project_full(&tally.project(name), name) {
+            wait.extend(queues.drain_project(name).map(|job| (job.job.clone(), reasons.clone())));
+            continue;
+        }
+        let Some(job) = queues.take(name) else { continue };
+        match board.place(job) {
+            Ok(host) => tally.count(job, host),
+            Err(reasons) => wait.push((job.job.clone(), reasons)),
+        }
+        queues.line_up(name, &tally);
     }
-    plan
+    wait.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    Plan { assign: tally.assign, wait: wait.into_iter().collect(), reserve: board.reservations() }
 }
 
-/// Picks the oldest job of the project with the fewest running ones. `waiting` is ordered by age.
-fn next(waiting: &[&QueuedJob], running: &BTreeMap<ProjectName, usize>) -> Option<usize> {
-    let share = |job: &QueuedJob| running.get(&job.project).copied().unwrap_or(0);
-    (0..waiting.len()).min_by_key(|&index| (share(waiting[index]), index))
+/// What is given away so far, and who has how much of the fleet.
+struct Tally<'a> {
+    max_running: usize,
+    running: usize,
+    projects: BTreeMap<&'a ProjectName, ProjectView>,
+    assign: Vec<(JobId, HostId)>,
+    placed: BTreeSet<&'a JobId>,
 }
 
-fn place(snapshot: &Snapshot, job: &QueuedJob, hosts: &[HostView], running: usize) -> Result<usize, Vec<String>> {
-    if job.not_before > snapshot.now {
-        let seconds = job.not_before.since(snapshot.now).as_secs() + 1;
-        return Err(vec![format!("pause: the last attempt failed, the next starts in {seconds} s")]);
-    }
-    if running >= snapshot.max_running {
-        return Err(vec![format!("parallelism: {running} of {} jobs run (max_running)", snapshot.max_running)]);
-    }
-    if hosts.is_empty() {
-        return Err(vec!["hosts: none has joined; make a token with `devfleet join-token create`".to_owned()]);
-    }
-    let fits = |host: &HostView| host.problems.is_empty() && host.free.lacking(&job.resources).is_empty();
-    let room = |host: &HostView| (host.free.slots, host.free.memory_bytes);
-    let best = (0..hosts.len())
-        .filter(|&index| fits(&hosts[index]))
-        .max_by(|&a, &b| room(&hosts[a]).cmp(&room(&hosts[b])).then_with(|| hosts[b].id.cmp(&hosts[a].id)));
-    best.ok_or_else(|| hosts.iter().map(|host| reason(host, &job.resources)).collect())
-}
-
-fn reason(host: &HostView, wanted: &Resources) -> String {
-    if host.problems.is_empty() {
-        format!("host {}: too little {}", host.name, host.free.lacking(wanted).join(", "))
-    } else {
-        format!("host {}: {}", host.name, host.problems.join("; "))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn id(number: usize) -> String {
-        format!("00000000-0000-4000-8000-{number:012}")
-    }
-
-    fn slots(slots: u64) -> Resources {
-        Resources { slots, ..Resources::default() }
-    }
-
-    fn host(number: usize, free: u64) -> HostView {
-        HostView {
-            id: id(number).parse().expect("a UUID"),
-            name: format!("host-{number}"),
-            problems: vec![],
-            free: slots(free),
+impl<'a> Tally<'a> {
+    fn of(snapshot: &'a Snapshot) -> Self {
+        Tally {
+            max_running: snapshot.max_running,
+            running: snapshot.projects.values().map(|project| project.running).sum(),
+            projects: snapshot.projects.iter().map(|(name, project)| (name, project.clone())).collect(),
+            assign: Vec::new(),
+            placed: BTreeSet::new(),
         }
     }
 
-    fn job(number: usize, project: &str, submitted: u64) -> QueuedJob {
-        QueuedJob {
-            job: id(number).parse().expect("a UUID"),
-            project: project.parse().expect("a name"),
-            submitted: Timestamp(submitted),
-            not_before: Timestamp(0),
-            resources: slots(1),
+    fn project(&self, name: &ProjectName) -> ProjectView {
+        self.projects.get(name).cloned().unwrap_or_default()
+    }
+
+    fn count(&mut self, job: &'a QueuedJob, host: HostId) {
+        self.running += 1;
+        self.projects.entry(&job.project).or_default().running += 1;
+        self.assign.push((job.job.clone(), host));
+        self.placed.insert(&job.job);
+    }
+
+    /// Places the jobs that have hosts set aside, before all others: what they leave over is there for these.
+    fn place_reserved(&mut self, board: &mut Board<'a>, now: Timestamp) {
+        let mut waiting = board.kept();
+        waiting.sort_by_cached_key(|job| (Reverse(rules::priority(job, now)), job.submitted, &job.job));
+        loop {
+            let before = waiting.len();
+            waiting.retain(|job| {
+                let held = rules::pause(job, now).is_some()
+                    || rules::fleet_full(self.running, self.max_running).is_some()
+                    || rules::project_full(&self.project(&job.project), &job.project).is_some();
+                match if held { None } else { board.place_reserved(job) } {
+                    Some(host) => self.count(job, host),
+                    None => return true,
+                }
+                false
+            });
+            if waiting.len() == before {
+                break;
+            }
         }
     }
+}
 
-    fn snapshot(max_running: usize, hosts: Vec<HostView>, queued: Vec<QueuedJob>) -> Snapshot {
-        Snapshot { now: Timestamp(100), max_running, hosts, running: BTreeMap::new(), queued }
-    }
+/// Where a project stands among the others: the smallest is served next.
+type Rank<'a> = (Reverse<i32>, u64, Timestamp, &'a JobId, &'a ProjectName);
 
-    fn assigned(plan: &Plan) -> Vec<String> {
-        plan.assign.iter().map(|(job, _)| job.as_str()[35..].to_owned()).collect()
-    }
+/// The waiting jobs by project, and whose turn it is.
+struct Queues<'a> {
+    now: Timestamp,
+    jobs: BTreeMap<&'a ProjectName, VecDeque<&'a QueuedJob>>,
+    turns: BTreeSet<Rank<'a>>,
+}
 
-    #[test]
-    fn the_oldest_goes_first_and_projects_take_turns() {
-        let queued = vec![job(1, "a", 1), job(2, "a", 2), job(3, "b", 3), job(4, "a", 4)];
-        let plan = plan(&snapshot(3, vec![host(1, 10)], queued));
-        assert_eq!(assigned(&plan), ["1", "3", "2"]);
-        assert!(plan.wait.values().next().expect("one waits")[0].contains("3 of 3"));
-    }
-
-    #[test]
-    fn the_emptier_host_wins_and_a_host_with_problems_gets_nothing() {
-        let mut ill = host(2, 9);
-        ill.problems = vec!["its disk is full".into()];
-        let plan_made = plan(&snapshot(9, vec![host(1, 1), ill.clone(), host(3, 2)], vec![job(1, "a", 1)]));
-        assert_eq!(plan_made.assign[0].1, host(3, 0).id);
-        let waits = plan(&snapshot(9, vec![ill, host(4, 0)], vec![job(1, "a", 1)]));
-        let reasons = waits.wait.values().next().expect("it waits").join(" ");
-        assert!(reasons.contains("disk is full") && reasons.contains("host-4: too little slots"), "{reasons}");
-    }
-
-    #[test]
-    fn without_hosts_or_before_its_time_a_job_waits_and_says_so() {
-        let nowhere = plan(&snapshot(9, vec![], vec![job(1, "a", 1)]));
-        assert!(nowhere.wait.values().next().expect("it waits")[0].contains("join-token"));
-        let mut later = job(1, "a", 1);
-        later.not_before = Timestamp(5_100);
-        let paused = plan(&snapshot(9, vec![host(1, 1)], vec![later]));
-        assert!(paused.wait.values().next().expect("it waits")[0].contains("in 6 s"));
-    }
-
-    proptest! {
-        #[test]
-        fn a_plan_never_oversubscribes_and_repeating_it_adds_nothing(
-            max_running in 0usize..8,
-            free in prop::collection::vec(0u64..4, 0..4),
-            jobs in prop::collection::vec((0usize..3, 0u64..5), 0..20),
-        ) {
-            let hosts: Vec<_> = free.iter().enumerate().map(|(number, &free)| host(number, free)).collect();
-            let queued: Vec<_> = jobs.iter().enumerate()
-                .map(|(number, &(project, age))| job(number, ["a", "b", "c"][project], age)).collect();
-            let first = snapshot(max_running, hosts.clone(), queued.clone());
-            let made = plan(&first);
-            prop_assert_eq!(&made, &plan(&first));
-            prop_assert!(made.assign.len() <= max_running);
-            prop_assert_eq!(made.assign.len() + made.wait.len(), queued.len());
-            let mut after = first;
-            for (number, host) in hosts.iter().enumerate() {
-                let given = made.assign.iter().filter(|(_, to)| *to == host.id).count() as u64;
-                prop_assert!(given <= host.free.slots);
-                after.hosts[number].free.slots -= given;
+impl<'a> Queues<'a> {
+    fn of(snapshot: &'a Snapshot, tally: &Tally<'a>, wait: &mut Vec<(JobId, Reasons)>) -> Self {
+        let now = snapshot.now;
+        let mut sorted: BTreeMap<&ProjectName, Vec<&QueuedJob>> = BTreeMap::new();
+        for job in snapshot.queued.iter().filter(|job| tally.placed.is_empty() || !tally.placed.contains(&job.job)) {
+            match rules::pause(job, now) {
+                Some(reasons) => wait.push((job.job.clone(), reasons)),
+                None => sorted.entry(&job.project).or_default().push(job),
             }
-            for (job, _) in &made.assign {
-                let project = queued.iter().find(|queued| queued.job == *job).expect("it was queued").project.clone();
-                *after.running.entry(project).or_default() += 1;
-            }
-            after.queued.retain(|job| made.wait.contains_key(&job.job));
-            prop_assert!(plan(&after).assign.is_empty());
         }
+        let mut queues = Queues { now, jobs: BTreeMap::new(), turns: BTreeSet::new() };
+        for (name, mut jobs) in sorted {
+            jobs.sort_by_cached_key(|job| (Reverse(rules::priority(job, now)), job.submitted, &job.job));
+            queues.jobs.insert(name, jobs.into());
+            queues.line_up(name, tally);
+        }
+        queues
+    }
+
+    /// Whose turn it is.
+    fn first(&self) -> Option<&'a ProjectName> {
+        self.turns.first().map(|rank| rank.4)
+    }
+
+    /// Takes the next job of the project whose turn it is; it has no turn until it lines up again.
+    fn take(&mut self, name: &'a ProjectName) -> Option<&'a QueuedJob> {
+        self.turns.pop_first();
+        self.jobs.get_mut(name)?.pop_front()
+    }
+
+    fn line_up(&mut self, name: &'a ProjectName, tally: &Tally<'a>) {
+        let Some(head) = self.jobs.get(name).and_then(VecDeque::front) else { return };
+        let share = rules::share(&tally.project(name));
+        self.turns.insert((Reverse(rules::priority(head, self.now)), share, head.submitted, &head.job, name));
+    }
+
+    fn drain_project(&mut self, name: &ProjectName) -> impl Iterator<Item = &'a QueuedJob> + use<'a> {
+        self.turns.pop_first();
+        self.jobs.remove(name).unwrap_or_default().into_iter()
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = &'a QueuedJob> + use<'a> {
+        self.turns.clear();
+        std::mem::take(&mut self.jobs).into_values().flatten()
     }
 }

@@ -1,5 +1,7 @@
 //! Wires the controller together and serves it: one listener, TLS always, people and hosts on the same port.
 
+mod ground;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,28 +22,30 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
+use self::ground::{Ground, open_ground};
 use crate::api::access::AccessLayer;
 use crate::api::fleet::FleetService;
 use crate::api::jobs::JobsService;
+use crate::api::passing::{Passing, PassingLayer};
 use crate::api::session::SessionService;
 use crate::artifacts::Artifacts;
 use crate::config::Config;
-use crate::controllers::{ControllerIdError, own_id};
+use crate::controllers::ControllerIdError;
 use crate::forges::Forges;
 use crate::gates::Gates;
 use crate::identity::{Authority, IdentityError, Role, Tokens, server_tls};
 use crate::jobs::Jobs;
-use crate::leader::{Leader, Timers};
+use crate::leader::{LeadOnly, Leader};
 use crate::logs::JobLogs;
 use crate::publish::Publisher;
 use crate::reconcile::{Reconciler, Waiting};
 use crate::sessions::Sessions;
 use crate::sessions::stream::SessionParts;
 use crate::store::SharedStore;
-use crate::store::opening::{self, OpenStoreError};
+use crate::store::opening::OpenStoreError;
 use crate::store::records::RecordError;
 use crate::store::records::fleet::{self, FleetError};
-use crate::upkeep::Upkeep;
+use crate::upkeep::{Compaction, Upkeep};
 use crate::view::View;
 
 /// The largest message either side may send: a diff of 1 MiB and what surrounds it.
@@ -141,42 +145,10 @@ impl Running {
     }
 }
 
-/// What a controller stands on.
-struct Ground {
-    id: ControllerId,
-    store: SharedStore,
-    authority: Arc<Authority>,
-    _lock: std::fs::File,
-}
-
-/// Opens the store, and checks that this controller belongs to its fleet.
-async fn open_ground(config: &Config, clock: &Clock) -> Result<Ground, StartError> {
-    let data_dir = make_dir(&config.data_dir)?;
-    let lock = lock(&data_dir.join("lock"))?;
-    let id = own_id(&data_dir)?;
-    let store = opening::open(config, &id, clock).await?;
-    let ca_dir = config.ca_dir.clone().unwrap_or_else(|| data_dir.join("ca"));
-    let authority = Arc::new(Authority::open_or_create(&ca_dir, clock)?);
-    fleet::belong(&store, &authority.fingerprint()).await?;
-    Ok(Ground { id, store, authority, _lock: lock })
-}
-
-/// Locks the data directory: two processes of one id would take the lead from each other.
-fn lock(path: &Path) -> Result<std::fs::File, StartError> {
-    let failed = |source| StartError::Directory { path: path.display().to_string(), source };
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(StartError::InUse { path: path.display().to_string() }),
-        Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
-    }
-}
-
 /// Starts a controller. It runs until it is stopped.
 pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError> {
     devfleet_shared::tls::install_provider();
-    let Ground { id, store, authority, _lock } = open_ground(config, &clock).await?;
-    let dir = |name: &str| make_dir(&config.data_dir.join(name));
+    let Ground { id, store, authority, lock } = open_ground(config, &clock).await?;
     let tls = server_tls(&authority, &authority.issue_server(&config.names)?)?;
     let (listener, address) = listen(config.listen).await?;
 
@@ -184,10 +156,11 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
     let view = View::open(&store).await?;
     let jobs = Jobs::new(store.clone(), clock.clone());
     let sessions = Arc::new(Sessions::new(clock.clone()));
-    let forges = Forges::new(store.clone(), dir("repositories")?);
+    let forges = Forges::new(store.clone(), make_dir(&config.data_dir.join("repositories"))?);
     let tokens = Tokens::new(store.clone(), clock.clone());
-    let logs = JobLogs::new(dir("logs")?);
-    let artifacts = open_artifacts(&dir("artifacts")?)?;
+    let files = config.files_dir.as_ref().unwrap_or(&config.data_dir);
+    let logs = JobLogs::new(make_dir(&files.join("logs"))?);
+    let artifacts = open_artifacts(&make_dir(&files.join("artifacts"))?)?;
     let (waiting, waits) = watch::channel(Waiting::new());
 
     let reconciler = Reconciler {
@@ -218,39 +191,40 @@ pub async fn start(config: &Config, clock: Clock) -> Result<Running, StartError>
         tokens: tokens.clone(),
         authority: authority.clone(),
         forges: forges.clone(),
+        max_running: config.max_running,
         clock: clock.clone(),
     };
     let session_service = SessionService {
-        parts: SessionParts { view: view.clone(), jobs, sessions, logs: logs.clone() },
+        parts: SessionParts { view: view.clone(), jobs, sessions: sessions.clone(), logs: logs.clone() },
         forges,
         logs,
         artifacts,
         shutdown: shutdown.clone(),
         tasks: tasks.clone(),
     };
-    let services = Services {
-        jobs: jobs_service,
-        fleet: fleet_service,
-        session: session_service,
-        tokens: tokens.clone(),
-        connection_age: config.connection_age.0,
-    };
+    let peers = config.address.clone().unwrap_or_else(|| default_address(config, address));
+    let leader = Leader::new(store.clone(), clock, id.clone(), peers);
+    let term = leader.term.subscribe();
+    let passing = Passing::new(term.clone(), view.clone(), authority.clone(), id.clone());
+    let services =
+        Services { jobs: jobs_service, fleet: fleet_service, session: session_service, passing: Arc::new(passing) };
 
-    let names = config.names.clone();
-    let leader = Leader {
-        store: store.clone(),
-        clock,
-        controller: id.clone(),
-        timers: Timers::default(),
-        term: watch::Sender::new(None),
-    };
-    let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names, store: store.clone() };
+    let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone() };
+    let lead_only: Vec<Arc<dyn LeadOnly>> = vec![Arc::new(reconciler), Arc::new(Compaction { store: store.clone() })];
     tasks.spawn(upkeep.run(shutdown.clone()));
     tasks.spawn(view.clone().follow(store.clone(), shutdown.clone()));
-    tasks.spawn(leader.run(vec![Arc::new(reconciler)], shutdown.clone()));
-    tasks.spawn(services.serve(tls.incoming(listener), shutdown.clone())?);
+    tasks.spawn(sessions.only_while_leading(term, shutdown.clone()));
+    tasks.spawn(leader.run(lead_only, shutdown.clone()));
+    tasks.spawn(services.serve(config.connection_age.0, tls.incoming(listener), shutdown.clone())?);
     info!(%address, "controller is ready");
-    Ok(Running { address, authority, tokens, view, id, store, shutdown, tasks, _lock })
+    Ok(Running { address, authority, tokens, view, id, store, shutdown, tasks, _lock: lock })
+}
+
+/// Where others reach a controller that does not say so.
+fn default_address(config: &Config, listening: SocketAddr) -> String {
+    let name = config.names.first().map_or("localhost", String::as_str);
+    let name = if name.contains(':') { format!("[{name}]") } else { name.to_owned() };
+    format!("https://{name}:{}", listening.port())
 }
 
 /// Makes the first operator token and writes it to a file that only its owner can read. Does nothing if tokens
@@ -274,13 +248,13 @@ struct Services {
     jobs: JobsService,
     fleet: FleetService,
     session: SessionService,
-    tokens: Tokens,
-    connection_age: Duration,
+    passing: Arc<Passing>,
 }
 
 impl Services {
     fn serve(
         self,
+        connection_age: Duration,
         incoming: impl Stream<Item = std::io::Result<TlsStream<TcpStream>>> + Send + 'static,
         shutdown: CancellationToken,
     ) -> Result<impl Future<Output = ()> + Send, StartError> {
@@ -298,9 +272,10 @@ impl Services {
             .http2_max_header_list_size(HEADER_BYTES)
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .max_connection_age(self.connection_age)
+            .max_connection_age(connection_age)
             .max_connection_age_grace(AGE_GRACE)
-            .layer(AccessLayer { tokens: self.tokens })
+            .layer(AccessLayer { tokens: self.fleet.tokens.clone() })
+            .layer(PassingLayer { passing: self.passing })
             .add_service(health_service)
             .add_service(reflection_service)
             .add_service(JobsServer::new(self.jobs).max_decoding_message_size(limit).max_encoding_message_size(limit))

@@ -6,7 +6,7 @@
 pub mod stream;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use devfleet_proto::v1;
@@ -14,9 +14,15 @@ use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::id::{AttemptId, HostId};
 use devfleet_shared::resources::Resources;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::leader::Term;
 
 /// How long a host may take to answer a sweep.
 const SWEEP_TIME: Duration = Duration::from_secs(120);
+
+/// How often a controller that does not lead looks for sessions to close.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// Why a host did not sweep.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +148,27 @@ impl Sessions {
         }
         drop(hosts);
         self.announce();
+    }
+
+    /// Closes the sessions of a controller that does not lead (any more): hosts come back, and are passed on.
+    pub async fn only_while_leading(
+        self: Arc<Self>,
+        mut term: watch::Receiver<Option<Term>>,
+        shutdown: CancellationToken,
+    ) {
+        loop {
+            if term.borrow_and_update().is_none() {
+                for connected in self.lock().values() {
+                    drop(connected.orders.try_send(Order::Close));
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = term.changed() => {}
+                // One that was opened at the very end of a term.
+                () = tokio::time::sleep(CLOSING) => {}
+            }
+        }
     }
 
     /// Returns what the host of an attempt is doing right now, for people.

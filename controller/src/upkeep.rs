@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use devfleet_shared::error::Chain;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::identity::{Authority, ServerTls};
+use crate::leader::{LeadOnly, Term};
 use crate::store::{Revision, SharedStore};
 
 /// How often the listener's own certificate is made anew. It is good for longer.
@@ -23,6 +25,10 @@ pub struct Upkeep {
     pub authority: Arc<Authority>,
     /// What it is for.
     pub names: Vec<String>,
+}
+
+/// Lets go of history. One controller does it for all.
+pub struct Compaction {
     /// The store.
     pub store: SharedStore,
 }
@@ -31,15 +37,12 @@ impl Upkeep {
     /// Runs until the shutdown.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut certificates = tokio::time::interval(CERTIFICATE_INTERVAL);
-        let mut history = tokio::time::interval(HISTORY);
         // The first tick of an interval comes at once, and all is fresh at the start.
         certificates.tick().await;
-        let mut keep_from = None;
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 _ = certificates.tick() => self.renew(),
-                _ = history.tick() => keep_from = self.compact(keep_from).await,
             }
         }
     }
@@ -52,7 +55,23 @@ impl Upkeep {
             Err(error) => warn!(error = %Chain(&error), "the listener's certificate could not be renewed"),
         }
     }
+}
 
+#[async_trait]
+impl LeadOnly for Compaction {
+    async fn run(&self, _: Term, shutdown: CancellationToken) {
+        let mut history = tokio::time::interval(HISTORY);
+        let mut keep_from = None;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = history.tick() => keep_from = self.compact(keep_from).await,
+            }
+        }
+    }
+}
+
+impl Compaction {
     /// Lets go of what was history at the last call already, and returns what is history by the next one.
     async fn compact(&self, keep_from: Option<Revision>) -> Option<Revision> {
         if let Some(before) = keep_from {

@@ -5,7 +5,7 @@
 //!
 //! store ── range, then watch ──▶ Records ──▶ `changed()` wakes readers
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::project::ProjectRecord;
+use crate::store::records::leadership::LeaderRecord;
+use crate::store::records::settings::Settings;
 use crate::store::records::{HostRecord, JobSpec, JobState, Owner, PREFIX, RecordError, decode};
 use crate::store::{Entry, Revision, SharedStore, StoreError, WatchEvent};
 
@@ -40,10 +42,16 @@ pub struct Records {
     specs: BTreeMap<JobId, Arc<JobSpec>>,
     states: BTreeMap<JobId, (Arc<JobState>, Revision)>,
     owners: BTreeMap<JobId, (Owner, Fence)>,
+    /// The jobs that have not ended or still own something on a host: what loops look at.
+    active: BTreeSet<JobId>,
     /// The projects by name.
     pub projects: BTreeMap<ProjectName, Arc<ProjectRecord>>,
     /// The hosts that joined.
     pub hosts: BTreeMap<HostId, Arc<HostRecord>>,
+    /// Who leads.
+    pub leader: Option<LeaderRecord>,
+    /// What operators set, and its revision.
+    pub settings: Option<(Arc<Settings>, Revision)>,
 }
 
 impl Records {
@@ -63,6 +71,21 @@ impl Records {
         self.states.keys().filter_map(|id| self.job(id))
     }
 
+    /// Returns the jobs that have not ended or still own something on a host, ordered by id. Unlike [`Records::jobs`]
+    /// it does not grow with all the jobs that ever were.
+    pub fn active_jobs(&self) -> impl Iterator<Item = JobRecords> + '_ {
+        self.active.iter().filter_map(|id| self.job(id))
+    }
+
+    fn note_active(&mut self, id: &JobId) {
+        let open = self.states.get(id).is_some_and(|(state, _)| !state.phase.is_terminal());
+        if open || self.owners.contains_key(id) {
+            self.active.insert(id.clone());
+        } else {
+            self.active.remove(id);
+        }
+    }
+
     /// Returns the jobs whose ids begin so.
     pub fn jobs_beginning<'a>(&'a self, beginning: &'a str) -> impl Iterator<Item = JobRecords> + 'a {
         self.states.keys().filter(move |id| id.as_str().starts_with(beginning)).filter_map(|id| self.job(id))
@@ -77,15 +100,18 @@ impl Records {
                 }
             }
             ["jobs", id, "state"] => {
-                if let Ok(id) = id.parse() {
-                    self.states.insert(id, (Arc::new(decode(&entry.key, &entry.value)?), entry.modified));
+                if let Ok(id) = id.parse::<JobId>() {
+                    self.states.insert(id.clone(), (Arc::new(decode(&entry.key, &entry.value)?), entry.modified));
+                    self.note_active(&id);
                 }
             }
             ["owners", id] => {
-                if let Ok(id) = id.parse() {
-                    self.owners.insert(id, (decode(&entry.key, &entry.value)?, Fence(entry.modified)));
+                if let Ok(id) = id.parse::<JobId>() {
+                    self.owners.insert(id.clone(), (decode(&entry.key, &entry.value)?, Fence(entry.modified)));
+                    self.note_active(&id);
                 }
             }
+            ["leader"] => self.leader = Some(decode(&entry.key, &entry.value)?),
             ["projects", name] => {
                 if let Ok(name) = name.parse() {
                     self.projects.insert(name, Arc::new(decode(&entry.key, &entry.value)?));
@@ -96,6 +122,7 @@ impl Records {
                     self.hosts.insert(id, Arc::new(decode(&entry.key, &entry.value)?));
                 }
             }
+            ["settings"] => self.settings = Some((Arc::new(decode(&entry.key, &entry.value)?), entry.modified)),
             _ => {}
         }
         Ok(())
@@ -105,8 +132,20 @@ impl Records {
         let Some(path) = key.strip_prefix(PREFIX) else { return };
         match path.split('/').collect::<Vec<_>>()[..] {
             ["jobs", id, "spec"] => drop(id.parse().map(|id: JobId| self.specs.remove(&id))),
-            ["jobs", id, "state"] => drop(id.parse().map(|id: JobId| self.states.remove(&id))),
-            ["owners", id] => drop(id.parse().map(|id: JobId| self.owners.remove(&id))),
+            ["leader"] => self.leader = None,
+            ["jobs", id, "state"] => {
+                if let Ok(id) = id.parse::<JobId>() {
+                    self.states.remove(&id);
+                    self.note_active(&id);
+                }
+            }
+            ["owners", id] => {
+                if let Ok(id) = id.parse::<JobId>() {
+                    self.owners.remove(&id);
+                    self.note_active(&id);
+                }
+            }
+            ["settings"] => self.settings = None,
             ["projects", name] => drop(name.parse().map(|name: ProjectName| self.projects.remove(&name))),
             ["hosts", id] => drop(id.parse().map(|id: HostId| self.hosts.remove(&id))),
             _ => {}

@@ -145,10 +145,10 @@ TOML
 
 # The first controller makes the fleet's authority; the others get it before they start, as operators copy it.
 make_controller() { # NODE
-    if [ "$1" = c1 ]; then mkdir -p "$DIR/ca"; fi
+    mkdir -p "$DIR/ca" "$DIR/files"
     {
         printf 'data_dir = "%s"\nlisten = "0.0.0.0:7443"\nnames = ["%s"]\n' "$DIR/$1/controller" "$(address_of "$1")"
-        printf 'max_running = 50\nca_dir = "%s"\n' "$DIR/ca"
+        printf 'max_running = 50\nca_dir = "%s"\nfiles_dir = "%s"\n' "$DIR/ca" "$DIR/files"
         printf '[store]\nkind = "etcd"\nendpoints = [%s]\n' "$(endpoints)"
     } >"$DIR/$1/controller.toml"
     write_part "$1.controller" "-u http_proxy -u https_proxy" "$BIN/devfleet-controller" \

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attempt::Step;
 use crate::environment::{EnvironmentSpec, Recipe};
-use crate::id::{AgentName, AttemptId, Fence, JobId, ProjectName};
+use crate::id::{AgentName, AttemptId, Digest, Fence, JobId, ProjectName};
 use crate::resources::Resources;
 
 /// One attempt that a host is to carry out.
@@ -128,4 +128,9 @@ impl Limits {
     pub fn step(&self, step: Step) -> Duration {
         self.steps.get(&step).copied().unwrap_or(self.attempt)
     }
+}
+/// Returns the key of a repository's mirrors: hosts name them by it, and planning looks for it.
+pub fn mirror_key(url: &str) -> String {
+    let digest = Digest::of(url.trim_end_matches('/').trim_end_matches(".git").as_bytes());
+    digest.hex()[..24].to_owned()
 }

@@ -122,6 +122,8 @@ pub enum FailureReason {
     Timeout,
     /// The host has no room left.
     DiskFull,
+    /// The host did not take the attempt on: what it was to have is not free. Nothing was made.
+    NoRoom,
     /// The container engine failed or is gone.
     Engine,
     /// A secret that the attempt needs cannot be had.
@@ -134,7 +136,7 @@ impl FailureReason {
     /// Says whether another attempt may end differently: the fault lies with the machinery, not with the work.
     pub fn is_retryable(self) -> bool {
         match self {
-            FailureReason::DiskFull | FailureReason::Engine | FailureReason::Internal => true,
+            FailureReason::DiskFull | FailureReason::NoRoom | FailureReason::Engine | FailureReason::Internal => true,
             FailureReason::Derivation
             | FailureReason::Forge
             | FailureReason::ImagePull
@@ -171,6 +173,7 @@ impl FailureReason {
             FailureReason::MergeRequest => "merge-request",
             FailureReason::Timeout => "timeout",
             FailureReason::DiskFull => "disk-full",
+            FailureReason::NoRoom => "no-room",
             FailureReason::Engine => "engine",
             FailureReason::Secret => "secret",
             FailureReason::Internal => "internal",
@@ -178,7 +181,7 @@ impl FailureReason {
     }
 
     /// All classes.
-    pub const ALL: [FailureReason; 18] = [
+    pub const ALL: [FailureReason; 19] = [
         FailureReason::Derivation,
         FailureReason::Forge,
         FailureReason::ImagePull,
@@ -194,6 +197,7 @@ impl FailureReason {
         FailureReason::MergeRequest,
         FailureReason::Timeout,
         FailureReason::DiskFull,
+        FailureReason::NoRoom,
         FailureReason::Engine,
         FailureReason::Secret,
         FailureReason::Internal,

@@ -32,6 +32,33 @@ pub struct EnvironmentSpec {
     pub verify: Vec<String>,
 }
 
+/// When an image is pulled from its registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PullPolicy {
+    /// When it is not there, or was brought with another project's login.
+    #[default]
+    IfNotPresent,
+    /// Each time, so that a moved tag is followed. Needs the registry to answer.
+    Always,
+    /// Not at all: what is used must have been brought by the operator.
+    Never,
+}
+
+impl PullPolicy {
+    /// All of them.
+    pub const ALL: [PullPolicy; 3] = [PullPolicy::IfNotPresent, PullPolicy::Always, PullPolicy::Never];
+
+    /// Returns its name, as people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            PullPolicy::IfNotPresent => "if-not-present",
+            PullPolicy::Always => "always",
+            PullPolicy::Never => "never",
+        }
+    }
+}
+
 /// One service container.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ServiceSpec {

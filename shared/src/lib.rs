@@ -6,6 +6,7 @@ pub mod job;
 
 pub mod attempt;
 
+pub mod admission;
 pub mod assignment;
 pub mod environment;
 pub mod resources;

@@ -169,6 +169,11 @@ pub struct Piece<'a> {
 }
 
 impl Emitted {
+    /// Says whether a secret, or a part of one, stood there.
+    pub fn is_masked(&self) -> bool {
+        !self.masks.is_empty()
+    }
+
     /// Cuts the bytes into pieces of at most `longest` bytes (at least a mask's length), never within a mask.
     pub fn pieces(&self, longest: usize) -> Vec<Piece<'_>> {
         let longest = longest.max(MASK.len());

@@ -13,7 +13,8 @@ const FUNCTION_LINES: usize = 70;
 const OPENING_LINES: usize = 10;
 
 /// Plain functions of values; a folder stands for every file in it.
-const DECIDERS: [&str; 20] = [
+const DECIDERS: [&str; 24] = [
+    "shared/src/admission.rs",
     "shared/src/assignment.rs",
     "shared/src/attempt.rs",
     "shared/src/environment.rs",
@@ -24,16 +25,19 @@ const DECIDERS: [&str; 20] = [
     "shared/src/units.rs",
     "controller/src/environment.rs",
     "controller/src/environment/",
+    "controller/src/reconcile/snapshot.rs",
     "controller/src/gates/difference.rs",
     "controller/src/jobs/reports.rs",
     "controller/src/retries.rs",
     "controller/src/scheduler.rs",
     "controller/src/store/bounds.rs",
     "controller/src/store/etcd/versions.rs",
+    "controller/src/scheduler/",
     "agent-host/src/assignments.rs",
     "agent-host/src/attempt/course.rs",
     "agent-host/src/attempt/scripts.rs",
     "agent-host/src/attempt/verdict.rs",
+    "agent-host/src/caches/rules.rs",
 ];
 /// What a decider does not know: waiting, clocks, chance, the machine, maps without order.
 const IMPURE: [&str; 14] = [

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use anyhow::Context as _;
 use devfleet_host::engine::{ImageFacts, SharedEngine};
-use devfleet_host::environment::{Devbox, ImageRequest, Images, StepCommand, SubnetPool, frame};
+use devfleet_host::environment::{Devbox, ImageRequest, Images, Pulls, StepCommand, SubnetPool, frame};
 use devfleet_host::ledger::Ledger;
 use devfleet_shared::assignment::{AgentKind, AgentSpec, Assignment, Limits, Repository};
 use devfleet_shared::attempt::Step;
@@ -70,7 +70,7 @@ impl Saga {
             recipe: &self.recipe,
             base: BASE,
             platform: "",
-            logins: &[],
+            pulls: &Pulls::default(),
             created: self.clock.now(),
             note: &|_| {},
         };
@@ -103,8 +103,8 @@ impl Saga {
 
     async fn bring_up(&self, plan: &Plan) -> anyhow::Result<()> {
         let devbox = self.devbox(plan);
-        let image = devbox.prepare(&[]).await?;
-        let command = StepCommand { script: SCRIPT.into(), mirror: None, network: true, keep_output: true };
+        let image = devbox.prepare(&Pulls::default()).await?;
+        let command = StepCommand { script: SCRIPT.into(), network: true, keep_output: true, ..StepCommand::default() };
         let name = devbox.make_step(&image, STEP, 1, command).await?;
         self.engine.start(&name, Some(&frame(&BTreeMap::new())?), false).await?;
         let mut output = self.engine.output(&name, None).await?;

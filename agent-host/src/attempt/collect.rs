@@ -98,7 +98,7 @@ impl Attempt {
         self.remove_container(history.container(step).unwrap_or(&first)).await?;
         let verified = history.ended(Step::Verify).is_some();
         let script = scripts::script(&self.assignment, step, verified);
-        let command = StepCommand { script, mirror: None, network: false, keep_output: false };
+        let command = StepCommand { script, ..StepCommand::default() };
         let name = self.make_container(step, round, command).await?;
         self.append(Entry::StepMade { step, round, container: name.clone() }).map_err(Halt::from)?;
         let frame = self.frame(step).await?;

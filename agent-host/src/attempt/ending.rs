@@ -54,6 +54,7 @@ impl Attempt {
         let note = |text: &str| self.note(text);
         let mut tries = 0;
         loop {
+            self.discard_caches().await;
             let outcome = self.devbox(&note).tear_down().await;
             match outcome {
                 Ok(()) if self.cut.swap(false, Ordering::SeqCst) => tokio::time::sleep(LATE_CREATION).await,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use devfleet_shared::assignment::Assignment;
 use devfleet_shared::attempt::Step;
+use devfleet_shared::environment::PullPolicy;
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, Fence, JobId};
 use devfleet_shared::secret::Secret;
@@ -44,6 +45,8 @@ pub struct Grant {
     pub git: Option<GitLogin>,
     /// Logins by registry.
     pub registries: Vec<(String, RegistryCredential)>,
+    /// When images are pulled.
+    pub pull_policy: PullPolicy,
 }
 
 /// A secret variable for some steps.
@@ -177,6 +180,8 @@ pub struct CodeError {
 pub trait Code: Send + Sync + 'static {
     /// Returns a bare mirror on this host that has the base commit.
     async fn fetch(&self, assignment: &Assignment, login: Option<&GitLogin>) -> Result<PathBuf, CodeError>;
+    /// Returns git's names of what stands at these paths of the base commit; what is not there is left out.
+    async fn objects(&self, assignment: &Assignment, paths: &[String]) -> Result<BTreeMap<String, String>, CodeError>;
     /// Takes a bundle into the mirror, after checking it.
     async fn import(&self, assignment: &Assignment, bundle: &Path) -> Result<Imported, CodeError>;
     /// Pushes the commit as the attempt's branch, and nothing else.
@@ -198,6 +203,11 @@ impl Code for Mirrors {
     async fn fetch(&self, assignment: &Assignment, login: Option<&GitLogin>) -> Result<PathBuf, CodeError> {
         let repository = &assignment.repository;
         Ok(Mirrors::fetch(self, &repository.url, login, &repository.base_commit).await?)
+    }
+
+    async fn objects(&self, assignment: &Assignment, paths: &[String]) -> Result<BTreeMap<String, String>, CodeError> {
+        let repository = &assignment.repository;
+        Ok(Mirrors::objects(self, &repository.url, &repository.base_commit, paths).await?)
     }
 
     async fn import(&self, assignment: &Assignment, bundle: &Path) -> Result<Imported, CodeError> {

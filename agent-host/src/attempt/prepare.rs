@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use devfleet_shared::admission;
 use devfleet_shared::attempt::{Failure, FailureReason};
 use devfleet_shared::backoff::Backoff;
 use devfleet_shared::error::Chain;
@@ -12,7 +13,7 @@ use super::ports::{Claim, ControllerError, Grant};
 use super::{Attempt, Halt};
 use crate::disk::{self, Space};
 use crate::engine::{ContainerState, EngineError, ImageFacts};
-use crate::environment::{EnvironmentError, ImageRequest, reason_of};
+use crate::environment::{EnvironmentError, ImageRequest, Pulls, reason_of};
 
 /// The pace at which a controller that cannot be reached is asked again.
 const ASK_AGAIN: Backoff = Backoff { first: Duration::from_millis(500), ceiling: Duration::from_secs(15) };
@@ -32,7 +33,8 @@ impl Attempt {
         if outcome.is_err() {
             self.cut.store(true, Ordering::SeqCst);
         }
-        outcome
+        outcome?;
+        self.open_caches().await
     }
 
     async fn admit(&self) -> Result<(), Halt> {
@@ -46,15 +48,16 @@ impl Attempt {
         let space = Space::at(&path).map_err(|error| full(format!("failed to {}", Chain(&error))))?;
         let wanted = self.assignment.limits.resources;
         let free = disk::free(wanted, Default::default(), &space);
-        let admitted = disk::admit(&free, &wanted).map_err(|refused| {
-            full(format!("failed to {refused}; free some, for example with `docker system df` and `devfleet sweep`"))
+        let admitted = admission::admit(&free, &wanted).map_err(|refused| {
+            let advice = "free some, for example with `docker system df` and `devfleet sweep`";
+            Failure { reason: FailureReason::NoRoom, message: format!("failed to {refused}; {advice}") }
         });
         Ok(admitted?)
     }
 
     /// Makes image, network, workspace and services, until they are ready.
     async fn build(&self) -> Result<(), Halt> {
-        let logins = &self.grant().await?.registries;
+        let pulls = self.pulls().await?;
         let note = |text: &str| self.note(text);
         let devbox = self.devbox(&note);
         if self.adopted && self.check_services().await.is_err() {
@@ -63,7 +66,7 @@ impl Attempt {
         }
         let mut tries = 0;
         let image = loop {
-            match devbox.prepare(logins).await {
+            match devbox.prepare(&pulls).await {
                 Ok(image) => break image,
                 // An answer that was lost, or an engine that restarts: what was made is found again by its name.
                 Err(error) if error.is_retryable() && tries < ENGINE_TRIES => {
@@ -78,17 +81,24 @@ impl Attempt {
         Ok(())
     }
 
+    async fn pulls(&self) -> Result<Pulls, Halt> {
+        let grant = self.grant().await?;
+        let project = self.assignment.project.to_string();
+        Ok(Pulls { project, logins: grant.registries.clone(), policy: grant.pull_policy })
+    }
+
     /// Returns the image. After a restart it is looked up again, and built again if it is gone.
     pub(super) async fn image(&self) -> Result<&ImageFacts, Halt> {
         self.image
             .get_or_try_init(|| async {
                 let note = |text: &str| self.note(text);
                 let spec = &self.assignment.environment;
+                let pulls = self.pulls().await?;
                 let request = ImageRequest {
                     recipe: &self.assignment.recipe,
                     base: &spec.image,
                     platform: spec.platform.as_deref().unwrap_or_default(),
-                    logins: &self.grant().await?.registries,
+                    pulls: &pulls,
                     created: self.around.clock.now(),
                     note: &note,
                 };

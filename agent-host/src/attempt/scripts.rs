@@ -95,8 +95,12 @@ fn checkout(assignment: &Assignment) -> String {
     let (commit, url) = (quoted(&repository.base_commit), quoted(&repository.url));
     // The CI's caches are no work of anybody, even where the project forgot to ignore them.
     let caches = assignment.environment.caches.iter().filter(|cache| !cache.path.starts_with('/'));
+    // Their parents belong to the image's user; the engine would make them root's.
     let caches: String = caches
-        .map(|cache| format!("printf '/%s\\n' {} >> .git/info/exclude\n", quoted(cache.path.trim_start_matches("./"))))
+        .map(|cache| {
+            let path = quoted(cache.path.trim_start_matches("./"));
+            format!("printf '/%s\\n' {path} >> .git/info/exclude\nmkdir -p \"$(dirname {path})\" 2>/dev/null || true\n")
+        })
         .collect();
     // Fetched rather than cloned: an image may bring files in the workspace, and those are no reason to fail. `safe.directory`
     // stands in a file, because git drops what its command line says when it looks into another repository.

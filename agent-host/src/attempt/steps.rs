@@ -83,7 +83,11 @@ impl Attempt {
             Step::Checkout => Some(self.mirror().await?),
             _ => None,
         };
+        if step == Step::Agent {
+            self.seal_caches().await?;
+        }
         let command = StepCommand {
+            caches: self.cache_mounts(step).await?,
             script: scripts::script(&self.assignment, step, false),
             mirror,
             network: step != Step::Checkout,

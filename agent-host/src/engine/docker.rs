@@ -10,18 +10,20 @@ mod images;
 mod listing;
 mod output;
 mod removal;
+mod volumes;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest, VolumeCreateRequest};
+use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use tokio::sync::OnceCell;
 
 use super::{
     Attached, ContainerSpec, ContainerState, Engine, EngineError, EngineFacts, Exit, FoundObject, ImageBuild,
-    ImageFacts, Labels, NetworkSpec, ObjectRef, OutputStream, Progress, RegistryCredential,
+    ImageFacts, Labels, NetworkSpec, ObjectRef, OutputStream, Progress, RegistryCredential, ViewSpec,
 };
 
 /// The oldest API we work with: Docker 20.10.
@@ -147,14 +149,15 @@ impl Engine for DockerEngine {
     }
 
     async fn ensure_volume(&self, name: &str, labels: &Labels) -> Result<(), EngineError> {
-        let client = self.client().await?;
-        let request = VolumeCreateRequest {
-            name: Some(name.to_owned()),
-            driver: Some("local".into()),
-            labels: Some(labels.clone().into_iter().collect()),
-            ..VolumeCreateRequest::default()
-        };
-        self.within(DEADLINE, || format!("make volume {name}"), client.create_volume(request)).await.map(drop)
+        self.make_volume(name, labels).await
+    }
+
+    async fn volume_path(&self, name: &str) -> Result<Option<PathBuf>, EngineError> {
+        self.place_of_volume(name).await
+    }
+
+    async fn ensure_view(&self, view: &ViewSpec) -> Result<(), EngineError> {
+        self.make_view(view).await
     }
 
     async fn ensure_container(&self, container: &ContainerSpec) -> Result<(), EngineError> {

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     Attached, ContainerSpec, ContainerState, Engine, EngineError, EngineFacts, Exit, FoundObject, ImageBuild,
-    ImageFacts, Labels, NetworkSpec, ObjectKind, ObjectRef, OutputStream, Progress, RegistryCredential,
+    ImageFacts, Labels, NetworkSpec, ObjectKind, ObjectRef, OutputStream, Progress, RegistryCredential, ViewSpec,
 };
 use containers::Container;
 use objects::{State, not_found};
@@ -283,6 +283,14 @@ impl Engine for MemoryEngine {
             state.volumes.entry(name.to_owned()).or_insert_with(|| labels.clone());
             Ok(())
         })
+    }
+
+    async fn volume_path(&self, name: &str) -> Result<Option<std::path::PathBuf>, EngineError> {
+        self.call("volume_path", name, |_| Ok(None))
+    }
+
+    async fn ensure_view(&self, view: &ViewSpec) -> Result<(), EngineError> {
+        self.ensure_volume(&view.name, &view.labels).await
     }
 
     async fn ensure_container(&self, container: &ContainerSpec) -> Result<(), EngineError> {

@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use devfleet_shared::attempt::FailureReason;
 use devfleet_shared::clock::Timestamp;
-use devfleet_shared::environment::{Recipe, RecipeFile};
+use devfleet_shared::environment::{PullPolicy, Recipe, RecipeFile};
 use devfleet_shared::id::{Digest, HostId, hex};
 use sha2::Digest as _;
 
-use super::{Note, host_labels, reason_of};
-use crate::engine::{EngineError, ImageBuild, ImageFacts, Labels, RegistryCredential, SharedEngine, label};
+use super::{Note, PrivateImages, Pulls, host_labels, reason_of};
+use crate::engine::{EngineError, ImageBuild, ImageFacts, SharedEngine, label};
 
 /// The name under which all our images stand.
 const REPOSITORY: &str = "devfleet/box";
@@ -44,6 +44,15 @@ pub enum ImageError {
         image: String,
         /// Why, and what to do.
         why: &'static str,
+    },
+    /// It cannot be written down that the image came with a login.
+    #[error("remember whose image {image} is")]
+    Remember {
+        /// The image.
+        image: String,
+        /// What the disk said.
+        #[source]
+        source: std::io::Error,
     },
     /// A file that goes into the image is not there.
     #[error(
@@ -80,6 +89,7 @@ impl ImageError {
         match self {
             ImageError::Engine { source, .. } => reason_of(source),
             ImageError::Unusable { .. } => FailureReason::ImageUnusable,
+            ImageError::Remember { .. } => FailureReason::Internal,
             ImageError::File { .. } | ImageError::FileChanged { .. } => FailureReason::ImageBuild,
         }
     }
@@ -93,8 +103,8 @@ pub struct ImageRequest<'a> {
     pub base: &'a str,
     /// The platform of the CI image; empty: the engine's own.
     pub platform: &'a str,
-    /// Registries (`registry.example.com`), and the credential for each.
-    pub logins: &'a [(String, RegistryCredential)],
+    /// How the CI image may be pulled.
+    pub pulls: &'a Pulls,
     /// When, for the label.
     pub created: Timestamp,
     /// Takes lines for the job's log.
@@ -107,17 +117,23 @@ pub struct Images {
     host: HostId,
     /// One lock per image that is being made. Locks that nobody holds are dropped.
     flights: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    private: PrivateImages,
 }
 
 impl Images {
     /// Gets images onto this engine, labelled with this host.
     pub fn new(engine: SharedEngine, host: HostId) -> Self {
-        Self { engine, host, flights: Mutex::default() }
+        Self { engine, host, flights: Mutex::default(), private: PrivateImages::default() }
+    }
+
+    /// Remembers across restarts which images came with a login.
+    pub fn remembering(self, private: PrivateImages) -> Self {
+        Self { private, ..self }
     }
 
     /// Returns the image of a recipe: as it is if one with the same key is here, else built.
     pub async fn ensure(&self, request: &ImageRequest<'_>) -> Result<ImageFacts, ImageError> {
-        let base = self.present(request.base, request.platform, request.logins, request.note).await?;
+        let base = self.present(request.base, request.platform, request.pulls, request.note).await?;
         let key = key_of(request, &base);
         let tag = format!("{REPOSITORY}:{}", &key.hex()[..24]);
         if let Some(image) = self.with_key(&tag, &key).await? {
@@ -137,27 +153,55 @@ impl Images {
         }
     }
 
-    /// Returns an image by name: as it is if it is here, else pulled.
+    /// Returns an image by name: as it is here, or pulled, as the project's policy says.
     pub async fn present(
         &self,
         reference: &str,
         platform: &str,
-        logins: &[(String, RegistryCredential)],
+        pulls: &Pulls,
         note: &Note<'_>,
     ) -> Result<ImageFacts, ImageError> {
-        let failed = |source| ImageError::Engine { image: reference.to_owned(), source };
-        if let Some(image) = self.engine.image(reference).await.map_err(failed)? {
-            return Ok(image);
+        let unusable = |why| Err(ImageError::Unusable { image: reference.to_owned(), why });
+        match (self.own(reference, pulls).await?, pulls.policy) {
+            (Some(image), PullPolicy::IfNotPresent | PullPolicy::Never) => return Ok(image),
+            (None, PullPolicy::Never) => {
+                return unusable(
+                    "this project pulls nothing (`pull = \"never\"`), and the image is not on this host, or was brought with another project's login; bring it with `docker pull`, or choose another policy",
+                );
+            }
+            (_, PullPolicy::Always) | (None, PullPolicy::IfNotPresent) => {}
         }
         let lock = self.flight(&format!("pull {reference} {platform}"));
         let _turn = lock.lock().await;
-        if let Some(image) = self.engine.image(reference).await.map_err(failed)? {
+        if pulls.policy == PullPolicy::IfNotPresent
+            && let Some(image) = self.own(reference, pulls).await?
+        {
             return Ok(image);
         }
         note(&format!("pulling image {reference}"));
-        let registry = registry_of(reference);
-        let login = logins.iter().find(|(of, _)| of == registry).map(|(_, login)| login);
-        self.engine.pull(reference, platform, login).await.map_err(failed)
+        let login = pulls.login(reference);
+        let remember = |name: &str| {
+            let failed = |source| ImageError::Remember { image: reference.to_owned(), source };
+            self.private.allow(name, &pulls.project).map_err(failed)
+        };
+        if login.is_some() {
+            // Before anybody can find it here.
+            remember(reference)?;
+        }
+        let pulled = self.engine.pull(reference, platform, login).await;
+        let image = pulled.map_err(|source| ImageError::Engine { image: reference.to_owned(), source })?;
+        let names = [reference, &image.id];
+        if login.is_some() || self.private.is_foreign(&names, &pulls.project) {
+            names.into_iter().try_for_each(remember)?;
+        }
+        Ok(image)
+    }
+
+    /// Returns an image that is here, unless it was brought with another project's login.
+    async fn own(&self, reference: &str, pulls: &Pulls) -> Result<Option<ImageFacts>, ImageError> {
+        let found = self.engine.image(reference).await;
+        let found = found.map_err(|source| ImageError::Engine { image: reference.to_owned(), source })?;
+        Ok(found.filter(|image| !self.private.is_foreign(&[reference, &image.id], &pulls.project)))
     }
 
     async fn with_key(&self, tag: &str, key: &Digest) -> Result<Option<ImageFacts>, ImageError> {
@@ -175,14 +219,14 @@ impl Images {
     ) -> Result<ImageFacts, ImageError> {
         let files = check_files(request.recipe.files.clone()).await?;
         (request.note)(&format!("building the image on top of {}", request.base));
-        let ours = host_labels(&self.host);
-        let mut labels = ours.clone();
+        let mut labels = host_labels(&self.host);
         labels.insert(label::ROLE.into(), "image".into());
         labels.insert(label::IMAGE_KEY.into(), key.to_string());
+        labels.insert(label::RECIPE.into(), request.recipe.digest.to_string());
         labels.insert(label::CREATED.into(), request.created.0.to_string());
         let build = ImageBuild {
             tag,
-            dockerfile: labelled(&request.recipe.dockerfile, &ours),
+            dockerfile: labelled(&request.recipe.dockerfile),
             arguments: BTreeMap::from([("DEVFLEET_USER".into(), user_of(base).into())]),
             files,
             labels,
@@ -220,14 +264,14 @@ fn user_of(image: &ImageFacts) -> &str {
     if image.user.is_empty() { "0" } else { &image.user }
 }
 
-/// Puts our labels behind every `FROM`: what an aborted build leaves behind is then found by them.
-fn labelled(dockerfile: &str, labels: &Labels) -> String {
-    let label: String = labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+/// Puts our label behind every `FROM`: what an aborted build leaves behind is then found by it. The same on every host, so
+/// that hosts on one engine share the layers; what names this host goes onto the finished image.
+fn labelled(dockerfile: &str) -> String {
     let mut text = String::new();
     for line in dockerfile.lines() {
         text.extend([line, "\n"]);
         if line.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case("from")) {
-            text.extend(["LABEL", &label, "\n"]);
+            text.extend(["LABEL ", label::APP, "=", label::APP_VALUE, "\n"]);
         }
     }
     text
@@ -253,14 +297,6 @@ fn build_error(image: &str, error: EngineError) -> ImageError {
         return ImageError::Engine { image: image.to_owned(), source: error };
     };
     ImageError::Unusable { image: image.to_owned(), why }
-}
-
-/// Returns the registry that an image name names; Docker's own when it names none.
-fn registry_of(reference: &str) -> &str {
-    match reference.split_once('/') {
-        Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => first,
-        _ => "docker.io",
-    }
 }
 
 /// Checks that the files for an image hold what was approved. Reads them whole, so off the async threads.
@@ -298,23 +334,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_registry_is_the_first_part_when_it_looks_like_a_host() {
-        for (reference, registry) in [
-            ("python:3.11", "docker.io"),
-            ("team/app", "docker.io"),
-            ("registry.example.com/team/app:1", "registry.example.com"),
-            ("localhost/app", "localhost"),
-            ("build-host:5000/app", "build-host:5000"),
-        ] {
-            assert_eq!(registry_of(reference), registry, "{reference}");
-        }
-    }
-
-    #[test]
-    fn labels_stand_behind_every_from() {
-        let labels = Labels::from([("a.b".into(), "c".into())]);
-        let text = labelled("FROM x AS one\nRUN from y\nfrom z\nUSER a", &labels);
-        assert_eq!(text, "FROM x AS one\nLABEL a.b=c\nRUN from y\nfrom z\nLABEL a.b=c\nUSER a\n");
+    fn a_label_without_a_host_stands_behind_every_from() {
+        let text = labelled("FROM x AS one\nRUN from y\nfrom z\nUSER a");
+        let label = "LABEL devfleet.app=devfleet\n";
+        assert_eq!(text, format!("FROM x AS one\n{label}RUN from y\nfrom z\n{label}USER a\n"));
     }
 
     #[test]

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::steps::CAPABILITIES;
-use super::{Devbox, EnvironmentError};
-use crate::engine::{ContainerSpec, ContainerState, EngineError, ImageFacts, RegistryCredential};
+use super::{Devbox, EnvironmentError, Pulls};
+use crate::engine::{ContainerSpec, ContainerState, EngineError, ImageFacts};
 
 /// A service gets this much memory at most, in bytes.
 const MEMORY_CEILING: u64 = 512 << 20;
@@ -44,12 +44,12 @@ impl Devbox<'_> {
     /// Brings all services up side by side; returns the first failure in the order of the CI file.
     pub(super) async fn make_services(
         &self,
-        logins: &[(String, RegistryCredential)],
+        pulls: &Pulls,
         given_up: &CancellationToken,
     ) -> Result<(), EnvironmentError> {
         let services = self.assignment.environment.services.iter();
         let ready = services.map(|service| async move {
-            self.make_service(service, logins, given_up).await.inspect_err(|_| given_up.cancel())
+            self.make_service(service, pulls, given_up).await.inspect_err(|_| given_up.cancel())
         });
         let outcomes = join_all(ready).await;
         let mut failures: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
@@ -60,10 +60,10 @@ impl Devbox<'_> {
     async fn make_service(
         &self,
         service: &ServiceSpec,
-        logins: &[(String, RegistryCredential)],
+        pulls: &Pulls,
         given_up: &CancellationToken,
     ) -> Result<(), EnvironmentError> {
-        let image = self.images.present(&service.image, "", logins, self.note).await?;
+        let image = self.images.present(&service.image, "", pulls, self.note).await?;
         let name = self.make_container(self.service_container(service, &image)).await?;
         let failed = |source| EnvironmentError::Engine { action: format!("start service {}", service.name), source };
         self.engine.start(&name, None, false).await.map_err(failed)?;

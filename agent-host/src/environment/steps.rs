@@ -40,6 +40,8 @@ pub struct StepCommand {
     pub script: String,
     /// A bare repository of this host that is mounted read-only at `/mirror`.
     pub mirror: Option<PathBuf>,
+    /// Caches that it sees.
+    pub caches: Vec<Mount>,
     /// Whether it joins the environment's network; without, it has none at all.
     pub network: bool,
     /// Whether the engine keeps its output, so that it can be read again after a restart.
@@ -72,6 +74,7 @@ impl Devbox<'_> {
         spec.keep_output = command.keep_output;
         spec.stdin = true;
         spec.mounts.extend(command.mirror.map(|source| Mount::ReadOnlyDirectory { source, target: MIRROR.into() }));
+        spec.mounts.extend(command.caches);
         self.make_container(spec).await
     }
 

@@ -1,5 +1,6 @@
 //! What this host reports of itself: what it has, what is free, what is wrong with it, what is held.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,8 +12,11 @@ use devfleet_shared::resources::Resources;
 
 use crate::attempt::Surroundings;
 use crate::disk::{self, Space};
-use crate::engine::{EngineFacts, Labels, ObjectKind, label};
+use crate::engine::{EngineFacts, FoundObject, Labels, ObjectKind, label};
 use crate::supervisor::SupervisorHandle;
+
+/// How many recipes and mirrors are listed by name at most.
+const LISTED: usize = 1_000;
 
 /// Looks at the host.
 #[derive(Clone)]
@@ -32,7 +36,8 @@ impl Inventory {
     pub async fn look(&self) -> HostInventory {
         let mut inventory = HostInventory {
             host_version: env!("CARGO_PKG_VERSION").to_owned(),
-            caches: directories(&self.mirrors),
+            caches: directories(&self.mirrors).len() as u64 + self.around.caches.count(),
+            mirrors: directories(&self.mirrors).into_iter().take(LISTED).collect(),
             holds: self.holds(),
             ..HostInventory::default()
         };
@@ -65,19 +70,22 @@ impl Inventory {
             };
             (inventory.total, inventory.free) = (Some((&total).into()), Some((&free).into()));
         }
-        inventory.images = self.images().await;
+        self.add_images(inventory).await;
         inventory.engine_version = facts.version;
         inventory.engine_api = facts.api;
         inventory.storage_driver = facts.storage_driver;
     }
 
-    async fn images(&self) -> u64 {
+    async fn add_images(&self, inventory: &mut HostInventory) {
         let ours = Labels::from([(label::APP.into(), label::APP_VALUE.into())]);
         let found = self.around.engine.list(&ours).await.unwrap_or_default();
-        found
-            .iter()
-            .filter(|found| found.object.kind == ObjectKind::Image && found.labels.contains_key(label::IMAGE_KEY))
-            .count() as u64
+        let kept = |found: &&FoundObject| {
+            found.object.kind == ObjectKind::Image && found.labels.contains_key(label::IMAGE_KEY)
+        };
+        let kept: Vec<_> = found.iter().filter(kept).collect();
+        inventory.images = kept.len() as u64;
+        let recipes: BTreeSet<_> = kept.iter().filter_map(|found| found.labels.get(label::RECIPE)).collect();
+        inventory.recipes = recipes.into_iter().take(LISTED).cloned().collect();
     }
 
     fn holds(&self) -> Vec<Hold> {
@@ -98,6 +106,10 @@ fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
     format!("this host failed to {}", Chain(error))
 }
 
-fn directories(path: &Path) -> u64 {
-    std::fs::read_dir(path).map_or(0, |entries| entries.flatten().filter(|entry| entry.path().is_dir()).count() as u64)
+fn directories(path: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
+    let directories = entries.flatten().filter(|entry| entry.path().is_dir());
+    let mut names: Vec<_> = directories.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    names
 }

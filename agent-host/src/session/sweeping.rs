@@ -69,7 +69,12 @@ impl Sweeping {
             protection: self.protection,
         };
         let owners = || ownership(&self.around.board);
-        sweeper.sweep(&owners, self.around.clock.now(), dry_run).await
+        let now = self.around.clock.now();
+        let report = sweeper.sweep(&owners, now, dry_run).await?;
+        if !dry_run && let Err(error) = self.around.caches.inspect(now).await {
+            tracing::warn!(error = %Chain(&error), "no look at the caches");
+        }
+        Ok(report)
     }
 }
 
@@ -83,7 +88,7 @@ fn ownership(board: &Board) -> Ownership {
             _ => drop(owned.insert(report.claim.attempt)),
         }
     }
-    Ownership { owned, holds }
+    Ownership { owned, holds, ..Ownership::default() }
 }
 
 fn objects(report: &Report, dry_run: bool) -> Vec<SweptObject> {

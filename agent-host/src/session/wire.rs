@@ -8,6 +8,7 @@ use devfleet_proto::v1::session_client::SessionClient;
 use devfleet_proto::v1::{self};
 use devfleet_shared::assignment::Assignment;
 use devfleet_shared::attempt::Step;
+use devfleet_shared::environment::PullPolicy;
 use devfleet_shared::id::Fence;
 use devfleet_shared::secret::Secret;
 use tonic::transport::Channel;
@@ -138,6 +139,8 @@ fn grant(wire: v1::Grant) -> Grant {
         step_variables: wire.step_variables.into_iter().map(step_variable).collect(),
         git,
         registries: registries.collect(),
+        // An older controller names none.
+        pull_policy: PullPolicy::ALL.into_iter().find(|known| known.name() == wire.pull_policy).unwrap_or_default(),
     }
 }
 

@@ -237,7 +237,7 @@ async fn what_cannot_be_prepared_has_its_class() {
     let mut world = World::new();
     world.assignment.limits.resources.disk_bytes = u64::MAX;
     world.engine_disk = Some("/".into());
-    fails(&world, FailureReason::DiskFull, "not enough disk").await;
+    fails(&world, FailureReason::NoRoom, "not enough disk").await;
     assert!(!world.engine.calls().iter().any(|call| call.verb.starts_with("ensure")), "nothing was made");
 
     let world = World::new();

@@ -11,7 +11,8 @@ use devfleet_host::engine::{
     ContainerState, EngineError, ImageFacts, ObjectKind, ObjectRef, RegistryCredential, label,
 };
 use devfleet_host::environment::{
-    CreationLog, Devbox, EnvironmentError, ImageError, ImageRequest, Images, StepCommand, SubnetPool, frame, tear_down,
+    CreationLog, Devbox, EnvironmentError, ImageError, ImageRequest, Images, Pulls, StepCommand, SubnetPool, frame,
+    tear_down,
 };
 use devfleet_shared::assignment::{AgentKind, AgentSpec, Assignment, Limits, Repository};
 use devfleet_shared::attempt::{FailureReason, Step};
@@ -109,7 +110,7 @@ impl Site {
     }
 
     async fn prepare(&self) -> Result<ImageFacts, EnvironmentError> {
-        self.with(async |devbox| devbox.prepare(&[]).await).await
+        self.with(async |devbox| devbox.prepare(&Pulls::default()).await).await
     }
 
     async fn tear_down(&self) -> Result<(), EnvironmentError> {
@@ -351,8 +352,14 @@ async fn images_are_made_once_per_key_however_many_want_them() {
     let recipe = |text: &str| Recipe::new(format!("FROM app:1\n{text}"), Vec::new(), String::new());
     let (one, other) = (recipe("one"), recipe("other"));
     let want = async |recipe: &Recipe| {
-        let request =
-            ImageRequest { recipe, base: "app:1", platform: "", logins: &[], created: Timestamp(1), note: &|_| () };
+        let request = ImageRequest {
+            recipe,
+            base: "app:1",
+            platform: "",
+            pulls: &Pulls::default(),
+            created: Timestamp(1),
+            note: &|_| (),
+        };
         images.ensure(&request).await.expect("an image")
     };
     let (a, b, c) = tokio::join!(want(&one), want(&one), want(&other));
@@ -588,8 +595,8 @@ async fn docker_images_that_do_not_serve_are_told_apart() {
         }
         let login = RegistryCredential { username: "u".into(), password: Secret::new("password-canary") };
         site.assignment.environment.image = absent.into();
-        let logins = [("localhost:9".to_owned(), login)];
-        let error = site.with(async |devbox| devbox.prepare(&logins).await).await.expect_err("no registry");
+        let pulls = Pulls { logins: vec![("localhost:9".to_owned(), login)], ..Pulls::default() };
+        let error = site.with(async |devbox| devbox.prepare(&pulls).await).await.expect_err("no registry");
         assert!(!format!("{error:?} {}", error.failure().message).contains("canary"));
         assert!(matches!(
             error,

@@ -6,6 +6,7 @@ mod environment;
 mod ledger;
 mod mirror;
 mod output;
+mod registry;
 mod session;
 mod shipping;
 mod sweeper;

@@ -68,8 +68,11 @@ async fn a_sweep_takes_what_nobody_owns_and_nothing_else() {
     kept.labels.remove(label::ATTEMPT);
     memory.add_image("devfleet/box:kept", kept);
 
-    let ownership =
-        Ownership { owned: BTreeSet::from([attempt(1)]), holds: BTreeMap::from([(attempt(2), now.after(PROTECTION))]) };
+    let ownership = Ownership {
+        owned: BTreeSet::from([attempt(1)]),
+        holds: BTreeMap::from([(attempt(2), now.after(PROTECTION))]),
+        ..Ownership::default()
+    };
     let folder = tempfile::tempdir().expect("a folder");
     let tried = sweep(&bench, folder.path(), &ownership, now, true).await;
     assert_eq!((tried.removed, attempts_left(&bench).await.len()), (0, 4), "a dry run removes nothing");

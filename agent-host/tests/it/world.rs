@@ -13,6 +13,7 @@ use devfleet_host::attempt::ports::{
     Claim, Code, CodeError, Controller, ControllerError, Grant, Leave, PublishRequest,
 };
 use devfleet_host::attempt::reports::{Board, Report};
+use devfleet_host::caches::Caches;
 use devfleet_host::engine::ImageFacts;
 use devfleet_host::engine::memory::{End, MemoryEngine, Piece, Script};
 use devfleet_host::environment::Images;
@@ -72,6 +73,10 @@ impl Code for MemoryCode {
         Ok("/mirrors/web.git".into())
     }
 
+    async fn objects(&self, _: &Assignment, _: &[String]) -> Result<BTreeMap<String, String>, CodeError> {
+        Ok(BTreeMap::new())
+    }
+
     async fn import(&self, _: &Assignment, bundle: &Path) -> Result<Imported, CodeError> {
         self.answer("import", &self.imports).await?;
         let content = std::fs::read_to_string(bundle).expect("the bundle is there");
@@ -110,7 +115,7 @@ impl Controller for MemoryController {
         Ok(Grant {
             variables: BTreeMap::from([("MODEL_KEY".to_owned(), Secret::new(secret))]),
             git: Some(GitLogin { username: "git".into(), password: Secret::new("forge-password-93aa1") }),
-            registries: Vec::new(),
+            ..Grant::default()
         })
     }
 
@@ -194,6 +199,7 @@ impl World {
         let engine: devfleet_host::engine::SharedEngine = Arc::clone(&self.engine) as _;
         Arc::new(Surroundings {
             images: Images::new(Arc::clone(&engine), self.host.clone()),
+            caches: Caches::new(Arc::clone(&engine), self.host.clone(), self.dir.path(), 1 << 30),
             engine,
             host: self.host.clone(),
             clock: Clock::system(),

@@ -15,7 +15,10 @@ use tower::{Layer, Service};
 use tracing::warn;
 
 use super::refusal;
-use crate::identity::{Caller, Role, Tokens, Unauthenticated, peer_host};
+use crate::identity::{Caller, Role, Tokens, Unauthenticated, peer_controller, peer_host};
+
+/// Names the host in whose name a controller passes a call on. From anyone else it counts for nothing.
+pub const HOST_HEADER: &str = "devfleet-host";
 
 /// Who may make a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +56,8 @@ const TABLE: &[(&str, Access)] = &[
     ("/devfleet.v1.Fleet/RevokeToken", Access::Role(Role::Operator)),
     ("/devfleet.v1.Fleet/Sweep", Access::Role(Role::Operator)),
     ("/devfleet.v1.Fleet/Doctor", Access::Role(Role::Viewer)),
+    ("/devfleet.v1.Fleet/GetSettings", Access::Role(Role::Viewer)),
+    ("/devfleet.v1.Fleet/SetSettings", Access::Role(Role::Operator)),
     ("/devfleet.v1.Fleet/Join", Access::Anyone),
     ("/devfleet.v1.Fleet/RenewCertificate", Access::Host),
     ("/devfleet.v1.Session/Open", Access::Host),
@@ -137,7 +142,12 @@ where
         Box::pin(async move {
             let path = request.uri().path().to_owned();
             let shown = request.headers().get(http::header::AUTHORIZATION).cloned();
-            let caller = match identify(&tokens, shown, peer_host(request.extensions())).await {
+            let passed_on = request.headers().get(HOST_HEADER).and_then(|host| host.to_str().ok()?.parse().ok());
+            let host = match peer_controller(request.extensions()) {
+                Some(_) => passed_on,
+                None => peer_host(request.extensions()),
+            };
+            let caller = match identify(&tokens, shown, host).await {
                 Ok(caller) => caller,
                 Err(status) => return Ok(status.into_http()),
             };

@@ -10,7 +10,9 @@ use devfleet_shared::id::HostId;
 use tonic::{Code, Request, Response, Status};
 use tracing::info;
 
-use super::{caller, host, identity_status, invalid, record_status, refusal, show, store_status, sweep_message};
+use super::{
+    caller, host, identity_status, invalid, person, record_status, refusal, show, store_status, sweep_message,
+};
 use crate::forges::Forges;
 use crate::identity::{Authority, Caller, JoinRefused, JoinTerms, Joined, Role, Tokens, key_of_request};
 use crate::sessions::Sessions;
@@ -37,6 +39,8 @@ pub struct FleetService {
     pub authority: Arc<Authority>,
     /// Opens forges, for the doctor.
     pub forges: Forges,
+    /// How many jobs may run at once unless the settings say otherwise.
+    pub max_running: usize,
     /// Tells the time.
     pub clock: Clock,
 }
@@ -139,6 +143,15 @@ impl fleet_server::Fleet for FleetService {
             }
         });
         Ok(Response::new(v1::SweepResponse { hosts: futures_util::future::join_all(sweeps).await }))
+    }
+
+    async fn get_settings(&self, _request: Request<v1::GetSettingsRequest>) -> Result<Response<v1::Settings>, Status> {
+        Ok(Response::new(self.show_settings()))
+    }
+
+    async fn set_settings(&self, request: Request<v1::SetSettingsRequest>) -> Result<Response<v1::Settings>, Status> {
+        let by = person(&request);
+        Ok(Response::new(self.change_settings(&request.into_inner(), &by).await?))
     }
 
     async fn doctor(&self, _request: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorResponse>, Status> {

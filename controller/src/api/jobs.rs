@@ -325,6 +325,7 @@ impl JobsService {
             "" => None,
             name => Some(name.parse().map_err(|error| invalid_id(&error))?),
         };
+        project.config.check_priority(wanted.priority).map_err(|error| project_status(&error))?;
         Ok(JobSpec {
             id: JobId::random(),
             project: project.config.name.clone(),
@@ -337,6 +338,7 @@ impl JobsService {
             issue: (wanted.issue > 0).then_some(wanted.issue),
             submitted_by: by.to_owned(),
             submitted: self.clock.now(),
+            priority: wanted.priority,
         })
     }
 
@@ -359,7 +361,7 @@ impl JobsService {
     }
 
     fn show(&self, job: &JobRecords) -> v1::Job {
-        let waiting = self.waiting.borrow().get(&job.spec.id).cloned().unwrap_or_default();
+        let waiting = self.waiting.borrow().get(&job.spec.id).map(|reasons| reasons.to_vec()).unwrap_or_default();
         show::job(job, &self.sessions, waiting)
     }
 
@@ -391,7 +393,10 @@ fn title(wanted: &str, task: &str) -> String {
 /// Hashes the key with who used it, and everything that was submitted.
 fn digests(wanted: &v1::SubmitRequest, by: &str) -> (Digest, Digest) {
     let idempotency = Digest::over([by.as_bytes(), wanted.idempotency_key.as_bytes()]);
-    let numbers = [wanted.hold_seconds.to_be_bytes(), wanted.issue.to_be_bytes()].concat();
+    let mut numbers = [wanted.hold_seconds.to_be_bytes(), wanted.issue.to_be_bytes()].concat();
+    if wanted.priority != 0 {
+        numbers.extend(wanted.priority.to_be_bytes());
+    }
     let content = Digest::over([
         wanted.project.as_bytes(),
         wanted.task.as_bytes(),

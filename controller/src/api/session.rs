@@ -1,6 +1,7 @@
 //! The `Session` service: what hosts call. Each effect is checked against the fence where it takes effect.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use devfleet_proto::v1::host_message::Kind;
 use devfleet_proto::v1::{self, session_server};
@@ -24,6 +25,9 @@ use crate::secrets;
 use crate::sessions::stream::{Session, SessionParts};
 use crate::store::records::{PublishRecord, Verification};
 use crate::view::View;
+
+/// How long it may take until all controllers know of a host that joined.
+const JOINED: Duration = Duration::from_secs(2);
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
@@ -52,7 +56,9 @@ impl session_server::Session for SessionService {
 
     async fn open(&self, request: Request<Streaming<v1::HostMessage>>) -> Result<Response<Down>, Status> {
         let host = host(&request)?;
-        if !self.view().read().hosts.contains_key(&host) {
+        // It may have joined a moment ago, at another controller.
+        let joined = self.view().until(|records| records.hosts.contains_key(&host).then_some(()));
+        if tokio::time::timeout(JOINED, joined).await.is_err() {
             return Err(refusal(
                 Code::PermissionDenied,
                 "HOST_REMOVED",
@@ -212,7 +218,7 @@ impl SessionService {
         let missing = |error: &(dyn std::error::Error + 'static)| {
             refusal(Code::FailedPrecondition, "SECRET_MISSING", format!("cannot {}", Chain(error)))
         };
-        let mut grant = v1::Grant::default();
+        let mut grant = v1::Grant { pull_policy: project.pull.name().to_owned(), ..v1::Grant::default() };
         let agents_secrets = project.agents.get(agent).map(|config| config.secrets.clone()).unwrap_or_default();
         for (name, reference) in &agents_secrets {
             let value = secrets::resolve(reference).await.map_err(|error| missing(&error))?;

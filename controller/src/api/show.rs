@@ -42,6 +42,7 @@ pub fn job(job: &JobRecords, sessions: &Sessions, waiting: Vec<String>) -> v1::J
         waiting: reasons(state, waiting),
         issue: spec.issue.unwrap_or_default(),
         hold_seconds: spec.hold.as_secs(),
+        priority: spec.priority,
     }
 }
 

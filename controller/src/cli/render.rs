@@ -20,12 +20,18 @@ pub fn plain(text: impl Into<String>) -> Cell {
 
 /// Lays out rows in columns under a heading; says `nothing` when there are none.
 pub fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [Cell; N]>, nothing: &str) -> String {
+    columns(&heading, rows.into_iter().map(Vec::from), nothing)
+}
+
+/// As [`table`], with a number of columns that is known at run time only.
+pub fn columns(heading: &[&str], rows: impl IntoIterator<Item = Vec<Cell>>, nothing: &str) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(heading.map(|name| Paint::Faint.on(name)));
+    table.set_header(heading.iter().map(|name| Paint::Faint.on(name)));
     let mut empty = true;
     for row in rows {
         empty = false;
+        let row = row.into_iter();
         table.add_row(row.map(|(paint, text)| paint.on(&super::harmless::harmless(&text.replace(['\n', '\t'], " ")))));
     }
     if empty {

@@ -37,6 +37,9 @@ pub(super) struct SubmitArgs {
     /// A title of one line [default: the task's first line]
     #[arg(long, value_name = "TEXT")]
     title: Option<String>,
+    /// How urgent it is, from -100 up to the project's `max_priority`: the greater, the sooner
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
+    priority: i32,
     /// Leave the environment standing for a look after the end: 30m, 4h, 1d
     #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "4h", require_equals = true)]
     keep: Option<Span>,
@@ -97,6 +100,7 @@ fn request(args: SubmitArgs) -> Result<v1::SubmitRequest, CliError> {
         idempotency_key: args.idempotency_key.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
         issue: args.issue.unwrap_or_default(),
         title: args.title.unwrap_or_default(),
+        priority: args.priority,
     })
 }
 

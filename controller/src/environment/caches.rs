@@ -92,7 +92,10 @@ pub fn kind(path: &str) -> &'static str {
         ".ccache",
         "sccache",
     ];
-    let named = |part: &&str| part.to_ascii_lowercase().contains("cache");
+    let named = |part: &&str| {
+        let lower = part.to_ascii_lowercase();
+        lower.contains("cache") || lower.contains("repository")
+    };
     if has(&["node_modules", "vendor", "deps", "_build", "target", "venv", ".venv", ".tox", "build", "dist"])
         && !has(&["cache"])
     {

@@ -15,6 +15,8 @@ pub(super) struct Sorted {
     pub(super) verify: Vec<String>,
     pub(super) dropped: Vec<Dropped>,
     pub(super) notes: Vec<String>,
+    /// Whether dependencies are installed anywhere.
+    pub(super) installs: bool,
     /// The most telling thing that `verify` does.
     pub(super) checks: Option<Purpose>,
 }
@@ -48,6 +50,8 @@ pub(super) fn sort(before: &[String], script: &[String]) -> Sorted {
     }
     let mut seen = BTreeSet::new();
     sorted.packages.retain(|name| seen.insert(name.clone()));
+    let installs = |piece: &Piece| piece.fate == Fate::Keep && piece.purposes().contains(&Purpose::Dependencies);
+    sorted.installs = before.iter().chain(&script).any(installs);
     let moved = dependency_prefix(&script);
     let rest = script.split_off(moved);
     let needs_lists =
@@ -129,7 +133,7 @@ fn decide(piece: &mut Piece, foreign_packages: &mut bool, sorted: &mut Sorted) {
     };
     if piece.plain {
         drop_units(piece, banned, sorted);
-        end_maven_before_deploy(piece, sorted);
+        send_nothing(piece, sorted);
     } else if let Some(reason) = piece.units.iter().find_map(banned) {
         let worth = piece.purposes().into_iter().filter(|purpose| !matches!(purpose, Purpose::Forbidden(_))).max();
         if worth.is_none_or(|purpose| purpose < Purpose::Dependencies) {
@@ -172,11 +176,25 @@ fn unbaked(piece: &Piece, only_packages: bool, foreign: bool) -> String {
     format!("`{first}` installs OS packages when a job starts, not in the image: {why}")
 }
 
+fn is_condition(unit: &Unit) -> bool {
+    let first = unit.commands.first().and_then(|words| words.first()).map(String::as_str);
+    matches!(first, Some("[" | "[[" | "test" | "command" | "which" | "type"))
+}
+
 /// Takes forbidden units out of a plain line.
 fn drop_units(piece: &mut Piece, banned: impl Fn(&Unit) -> Option<&'static str>, sorted: &mut Sorted) {
     let mut kept = Vec::new();
-    for unit in std::mem::take(&mut piece.units) {
-        match banned(&unit) {
+    let units = std::mem::take(&mut piece.units);
+    let mut reasons: Vec<Option<&'static str>> = units.iter().map(banned).collect();
+    // A condition goes with what it guards: `[ -f x ] && ssh-add`.
+    for at in (1..units.len()).rev() {
+        let guards = units[at - 1].joint == "&&" && is_condition(&units[at - 1]);
+        if guards && reasons[at].is_some() && reasons[at - 1].is_none() {
+            reasons[at - 1] = reasons[at];
+        }
+    }
+    for (unit, reason) in units.into_iter().zip(reasons) {
+        match reason {
             Some(reason) => sorted.dropped.push(Dropped { line: unit.text.clone(), reason: reason.to_owned() }),
             None => kept.push(unit),
         }
@@ -189,20 +207,30 @@ fn drop_units(piece: &mut Piece, banned: impl Fn(&Unit) -> Option<&'static str>,
     piece.units = kept;
 }
 
-/// `mvn deploy` tests and then uploads; `mvn verify` stops before the upload.
-fn end_maven_before_deploy(piece: &mut Piece, sorted: &mut Sorted) {
+/// Takes out what sends results away in the middle of a build: `mvn deploy` ends with the tests, `gradle build publish`
+/// with the build.
+fn send_nothing(piece: &mut Piece, sorted: &mut Sorted) {
     for unit in &mut piece.units {
         let [command] = unit.commands.as_mut_slice() else { continue };
-        let maven = shell::program(command).first().is_some_and(|name| name == "mvn");
-        if !maven || !command.iter().any(|word| word == "deploy") {
+        let words = shell::program(command);
+        let Some(tool) = words.first().filter(|name| matches!(name.as_str(), "mvn" | "gradle")).cloned() else {
+            continue;
+        };
+        let sends = |word: &str| purpose::sends(&tool, word);
+        if !words.iter().skip(1).any(|word| sends(word)) {
             continue;
         }
-        let reason = "uploads what it built; the environment runs the goal `verify` in its place".to_owned();
-        sorted.dropped.push(Dropped { line: unit.text.clone(), reason });
-        let words: Vec<&str> =
-            unit.text.split(' ').map(|word| if word == "deploy" { "verify" } else { word }).collect();
-        unit.text = words.join(" ");
-        command.iter_mut().filter(|word| *word == "deploy").for_each(|word| *word = "verify".to_owned());
+        let phase = |word: &String| matches!(word.as_str(), "test" | "verify" | "install" | "package");
+        let tests = words.iter().any(phase);
+        let kept = |word: &str| match word {
+            "deploy" if tool == "mvn" && !tests => Some("test".to_owned()),
+            word if sends(word) => None,
+            word => Some(word.to_owned()),
+        };
+        let text = unit.text.split(' ').filter_map(kept).collect::<Vec<_>>().join(" ");
+        let reason = format!("uploads what it built; the environment runs `{text}` in its place");
+        sorted.dropped.push(Dropped { line: std::mem::replace(&mut unit.text, text), reason });
+        *command = command.iter().filter_map(|word| kept(word)).collect();
     }
     piece.text = shell::join(&piece.units.iter().collect::<Vec<_>>());
 }
@@ -430,7 +458,7 @@ mod tests {
                 script: &["mvn -B deploy"],
                 packages: NONE,
                 setup: NONE,
-                verify: &["mvn -B verify"],
+                verify: &["mvn -B test"],
                 dropped: &["mvn -B deploy"],
             },
             Case {

@@ -100,9 +100,17 @@ fn from_dockerfile(files: &BTreeMap<String, String>, spoken: Option<&str>) -> Op
 mod tests {
     use super::*;
 
+    /// The tool, files, pins, and the image with a word of its source.
+    type Row = (
+        Option<&'static str>,
+        &'static [(&'static str, &'static str)],
+        &'static [(&'static str, &'static str)],
+        Option<(&'static str, &'static str)>,
+    );
+
     #[test]
     fn a_guess_says_where_it_comes_from() {
-        let table: [(Option<&str>, &[(&str, &str)], &[(&'static str, &str)], Option<(&str, &str)>); 12] = [
+        let table: [Row; 12] = [
             (Some("rake"), &[], &[("ruby", "3.2.1")], Some(("ruby:3.2.1", "commands"))),
             (Some("rake"), &[], &[], Some(("ruby:latest", "commands"))),
             (Some("mvn"), &[], &[], Some(("maven:3-eclipse-temurin-17", "commands"))),

@@ -101,6 +101,11 @@ impl ImageName {
         })
     }
 
+    /// Whether it builds documents.
+    pub(super) fn is_for_documents(&self) -> bool {
+        pieces(self.base()).iter().any(|piece| DOCUMENTS.contains(piece))
+    }
+
     /// Whether it is an operating system without a language.
     pub(super) fn is_bare(&self) -> bool {
         matches!(
@@ -176,8 +181,43 @@ fn is_component(part: &str) -> bool {
     allowed && joints_fit && part.starts_with(alphanumeric) && part.ends_with(alphanumeric)
 }
 
-const LANGUAGES: [(&str, &[&str]); 19] = [
-    ("python", &["python", "pypy", "django", "miniconda3", "anaconda3", "poetry", "uv"]),
+/// Images that build documents: the environment of a project that is made of documents, and of no other.
+const DOCUMENTS: [&str; 12] = [
+    "sphinx",
+    "pandoc",
+    "latex",
+    "texlive",
+    "mkdocs",
+    "hugo",
+    "antora",
+    "asciidoctor",
+    "gitbook",
+    "zola",
+    "mdbook",
+    "docusaurus",
+];
+
+const LANGUAGES: [(&str, &[&str]); 21] = [
+    ("scala", &["sbt", "scala"]),
+    ("clojure", &["clojure", "lein", "leiningen"]),
+    (
+        "python",
+        &[
+            "python",
+            "python3",
+            "pypy",
+            "django",
+            "miniconda",
+            "miniconda3",
+            "anaconda3",
+            "poetry",
+            "uv",
+            "tox",
+            "micromamba",
+            "mambaforge",
+            "miniforge3",
+        ],
+    ),
     ("ruby", &["ruby", "rails", "jruby"]),
     ("node", &["node", "nodejs", "bun", "deno", "cypress", "playwright", "puppeteer"]),
     ("go", &["golang", "go"]),
@@ -195,15 +235,15 @@ const LANGUAGES: [(&str, &[&str]); 19] = [
             "corretto",
             "kotlin",
             "zulu",
-            "sbt",
-            "scala",
+            "ant",
+            "groovy",
         ],
     ),
     ("php", &["php", "composer", "laravel", "symfony"]),
     ("elixir", &["elixir", "phoenix"]),
     ("erlang", &["erlang"]),
     ("dotnet", &["dotnet", "sdk", "aspnet", "mono"]),
-    ("haskell", &["haskell", "stack"]),
+    ("haskell", &["haskell", "stack", "ghc"]),
     ("c", &["gcc", "clang", "cmake", "cpp", "llvm"]),
     ("swift", &["swift"]),
     ("dart", &["dart", "flutter"]),
@@ -213,6 +253,9 @@ const LANGUAGES: [(&str, &[&str]); 19] = [
     ("crystal", &["crystal"]),
     ("android", &["android"]),
 ];
+
+/// What infrastructure does that can be all that a project is made of.
+pub(super) const CHECKS: [&str; 2] = ["deploys", "checks style, security or prose"];
 
 /// Names of images that CI uses beside the project's own environment. With `~`: any hyphenated part of the name.
 const INFRASTRUCTURE: [(&str, &[&str]); 6] = [
@@ -323,15 +366,6 @@ const INFRASTRUCTURE: [(&str, &[&str]); 6] = [
             "~checkov",
             "~tfsec",
             "~phpqa",
-            "~sphinx",
-            "pandoc",
-            "latex",
-            "texlive",
-            "mkdocs",
-            "mkdocs-material",
-            "hugo",
-            "antora",
-            "~asciidoctor",
             "~golangci",
             "reuse",
             "~secrets",

@@ -3,7 +3,7 @@
 use super::images::{self, ImageName};
 
 /// Programs that belong to one language.
-const TOOLS: [(&str, &[&str]); 19] = [
+const TOOLS: [(&str, &[&str]); 20] = [
     (
         "python",
         &[
@@ -96,6 +96,7 @@ const TOOLS: [(&str, &[&str]); 19] = [
     ("rust", &["cargo", "rustc", "rustup", "wasm-pack", "cross"]),
     ("java", &["mvn", "gradle", "ant", "javac", "java", "kotlinc", "detekt", "ktlint"]),
     ("scala", &["sbt", "mill", "scala"]),
+    ("clojure", &["lein", "clojure", "clj", "boot"]),
     (
         "php",
         &[
@@ -162,8 +163,10 @@ pub(super) fn of_tool(tool: &str) -> Option<&'static str> {
 pub(super) fn of_packages(packages: &[String]) -> Option<(&'static str, Option<String>)> {
     let found = |(beginning, language): &(&str, &'static str)| {
         let package = packages.iter().find(|package| package.starts_with(beginning))?;
-        let rest = package[beginning.len()..].trim_start_matches('-');
-        Some((*language, leading_version(rest)))
+        let number =
+            package.find(|letter: char| letter.is_ascii_digit()).and_then(|at| leading_version(&package[at..]));
+        // `python3` names no version, but the language as it is today.
+        Some((*language, number.filter(|number| !(*language == "python" && number == "3"))))
     };
     PACKAGES.iter().find_map(found)
 }
@@ -171,6 +174,10 @@ pub(super) fn of_packages(packages: &[String]) -> Option<(&'static str, Option<S
 /// The version of a language in an image's tag: `3.11` of `3.11-slim`; for Java the JDK's, `11` of `3.6-jdk-11`.
 pub(super) fn version_in(image: &ImageName, language: &str) -> Option<String> {
     let tag = image.tag.as_deref()?;
+    // Their images count the JDK, the build tool and the language in one tag.
+    if matches!(language, "scala" | "clojure" | "android") {
+        return None;
+    }
     if language == "java" && image.base() != "java" {
         let parts = ["jdk-", "jdk", "temurin-", "openjdk-", "java-", "java", "jre-", "corretto-", "zulu-"];
         let after = parts.iter().filter_map(|part| tag.split_once(part).and_then(|(_, rest)| leading_version(rest)));
@@ -240,11 +247,12 @@ mod tests {
     #[test]
     fn packages_and_programs_name_a_language() {
         let packages = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let table: [(&[&str], Option<(&str, Option<String>)>); 6] = [
+        type Row = (&'static [&'static str], Option<(&'static str, Option<String>)>);
+        let table: [Row; 6] = [
             (&["git", "openjdk-17-jdk-headless", "maven"], Some(("java", Some("17".into())))),
             (&["php8.1-cli", "composer"], Some(("php", Some("8.1".into())))),
             (&["python3-pip"], Some(("python", None))),
-            (&["python3.11"], Some(("python", None))),
+            (&["python3.11"], Some(("python", Some("3.11".into())))),
             (&["build-essential", "cmake"], Some(("c", None))),
             (&["git"], None),
         ];

@@ -67,6 +67,11 @@ impl Document {
         jobs.filter_map(|(name, node)| node.map().map(|job| (name, job)))
     }
 
+    /// Whether a key at the top is a keyword of GitLab's and no job.
+    pub(super) fn is_keyword(&self, name: &str) -> bool {
+        GLOBAL_KEYWORDS.contains(&name)
+    }
+
     fn invalid(&self, place: Place, problem: String) -> DerivationError {
         DerivationError::InvalidConfig { file: self.file(place).to_owned(), line: place.line, problem }
     }
@@ -74,6 +79,18 @@ impl Document {
 
 /// Reads a configuration.
 pub(super) fn read(config: &CiConfig) -> Result<Document, DerivationError> {
+    let mut document = merge(config)?;
+    for flaw in super::check::flaws(&document) {
+        document.flawed = true;
+        let known = document.notes.iter().any(|note| note.contains(&flaw));
+        if !known {
+            document.notes.push(format!("GitLab would refuse the CI configuration: {flaw}"));
+        }
+    }
+    Ok(document)
+}
+
+fn merge(config: &CiConfig) -> Result<Document, DerivationError> {
     let mut budget = Budget::default();
     match config {
         CiConfig::Merged { yaml, errors, warnings, files } => {

@@ -1,5 +1,8 @@
 //! What a command of a CI script is for. The tables are from reading real files; they are judged by the program's name.
 
+mod preparing;
+mod testing;
+
 use super::shell;
 
 /// What a command is for. The order is how much it says about a job: the greater decides.
@@ -19,6 +22,8 @@ pub(super) enum Purpose {
     Packages,
     /// Installs what the project depends on.
     Dependencies,
+    /// Makes or fills a database.
+    Database,
     /// Must not run in the environment.
     Forbidden(Ban),
     /// Checks style or types.
@@ -91,6 +96,10 @@ type Judge = fn(&str, &str, &[&str]) -> Option<Purpose>;
 
 /// Judges one command.
 pub(super) fn of_command(words: &[String]) -> Purpose {
+    if let Some(text) = inner_text(words) {
+        return shell::split(&text).units.iter().map(of_unit).max().unwrap_or(Purpose::Trivial);
+    }
+    let in_tests = in_test_folder(words);
     let words = shell::program(words);
     let words: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.is_empty()).collect();
     let Some(name) = words.first().copied() else { return Purpose::Trivial };
@@ -99,12 +108,50 @@ pub(super) fn of_command(words: &[String]) -> Purpose {
     }
     let args = words.get(1..).unwrap_or_default();
     let first = args.iter().copied().find(|word| !word.starts_with(['-', '+', '$'])).unwrap_or_default();
-    if args.len() == 1 && matches!(args[0], "--version" | "-version" | "-v" | "-V" | "version") && name != "docker" {
+    let asks = matches!(args, ["--version" | "-version" | "version"])
+        || matches!(args, ["-v" | "-V"]) && !testing::is_runner(name)
+        || testing::is_runner(name) && args.first() == Some(&"--version");
+    if asks && name != "docker" {
         return Purpose::Trivial;
     }
-    let judges: [Judge; 6] = [shell_words, packages, banned, tests, checks, dependencies];
+    let judges: [Judge; 8] = [
+        shell_words,
+        packages,
+        banned,
+        preparing::databases,
+        preparing::first,
+        testing::judge,
+        checks,
+        preparing::dependencies,
+    ];
     let judged = judges.iter().find_map(|judge| judge(name, first, args));
-    judged.unwrap_or_else(|| by_name(name))
+    match judged.unwrap_or_else(|| by_name(name)) {
+        Purpose::Other if in_tests => Purpose::TestScript,
+        purpose => purpose,
+    }
+}
+
+/// What a shell is given to run: `bash -lc 'npm test'`. It is shorter than the command, so that this ends.
+fn inner_text(words: &[String]) -> Option<String> {
+    let words = shell::bare(words);
+    let shell = words.first().map(|first| shell::base_name(first));
+    if !matches!(shell, Some("bash" | "sh" | "dash" | "ash" | "zsh" | "su" | "runuser")) {
+        return None;
+    }
+    let at = words
+        .iter()
+        .skip(1)
+        .position(|word| word.starts_with('-') && !word.starts_with("--") && word.ends_with('c'))?;
+    words.get(at + 2).map(|text| (*text).to_owned())
+}
+
+/// Whether the program is a script in a folder of tests: `./tests/run.sh`.
+fn in_test_folder(words: &[String]) -> bool {
+    let words = shell::bare(words);
+    let Some((folder, name)) = words.first().and_then(|first| first.rsplit_once('/')) else { return false };
+    let script = !name.contains('.')
+        || [".sh", ".py", ".rb", ".js", ".php", ".pl", ".t", ".lua"].iter().any(|end| name.ends_with(end));
+    script && folder.split('/').any(|part| matches!(part, "test" | "tests" | "spec" | "specs" | "t"))
 }
 
 fn shell_words(name: &str, _first: &str, args: &[&str]) -> Option<Purpose> {
@@ -155,6 +202,7 @@ fn banned(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         ("mvn", _) if args.iter().any(|word| word.contains("versions:set") || word.contains("release:")) => {
             Ban::Version
         }
+        ("mvn" | "gradle", _) if only_uploads(name, args) => Ban::Upload,
         ("npm" | "poetry" | "yarn" | "pnpm", "version") if !args.is_empty() && !has("--no-git-tag-version") => {
             Ban::Version
         }
@@ -163,6 +211,16 @@ fn banned(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
             | "lerna",
             _,
         ) if name != "lerna" || matches!(first, "version" | "publish") => Ban::Version,
+        (
+            "terraform" | "tofu" | "helm" | "packer",
+            "validate" | "fmt" | "lint" | "template" | "unittest" | "version",
+        ) => {
+            return Some(Purpose::Lint);
+        }
+        ("terraform" | "tofu" | "packer" | "helm", "init" | "get" | "dependency" | "repo" | "plugin") => {
+            return Some(Purpose::Dependencies);
+        }
+        ("ansible-playbook", _) if has("--syntax-check") || has("--check") => return Some(Purpose::Lint),
         (
             "kubectl" | "helm" | "terraform" | "tofu" | "ansible-playbook" | "heroku" | "dpl" | "gcloud" | "az" | "oc"
             | "eb",
@@ -174,15 +232,23 @@ fn banned(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
             _,
         ) => Ban::Deploy,
         ("serverless" | "sls" | "cdk" | "pulumi" | "rancher" | "dep", "deploy" | "up") => Ban::Deploy,
-        ("gradle", _) if args.iter().any(|word| word.starts_with("publish") || *word == "uploadArchives") => {
-            Ban::Upload
-        }
         ("aws" | "gsutil" | "s3cmd" | "mc" | "rclone", _) => Ban::Upload,
         ("npm" | "yarn" | "pnpm" | "cargo" | "poetry" | "flit" | "hex" | "vsce", "publish") => Ban::Upload,
         ("twine", "upload") | ("gem", "push") | ("mix", "hex.publish") | ("nuget", "push") => Ban::Upload,
         ("dotnet", "nuget") if has("push") => Ban::Upload,
+        ("dotnet", "sonarscanner") => Ban::Upload,
         (
-            "codecov" | "coveralls" | "cc-test-reporter" | "sonar-scanner" | "release-cli" | "glab" | "gh" | "codacy",
+            "codecov"
+            | "codecov.sh"
+            | "codeclimate-test-reporter"
+            | "test-reporter"
+            | "coveralls"
+            | "cc-test-reporter"
+            | "sonar-scanner"
+            | "release-cli"
+            | "glab"
+            | "gh"
+            | "codacy",
             _,
         ) => Ban::Upload,
         ("curl" | "wget", _) if uploads(args) => Ban::Upload,
@@ -190,6 +256,44 @@ fn banned(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         _ => return None,
     };
     Some(Purpose::Forbidden(ban))
+}
+
+/// Goals of Maven and tasks of Gradle that send something away.
+pub(super) fn sends(tool: &str, goal: &str) -> bool {
+    match tool {
+        "mvn" => {
+            goal == "deploy"
+                || goal.contains("sonar:sonar")
+                || goal.starts_with("deploy:")
+                || goal.starts_with("jib:build")
+        }
+        _ => {
+            let task = goal.rsplit(':').next().unwrap_or(goal);
+            task.starts_with("publish")
+                || task.ends_with("Publish")
+                || [
+                    "uploadArchives",
+                    "sonarqube",
+                    "sonar",
+                    "jib",
+                    "dockerPush",
+                    "bintrayUpload",
+                    "appDistributionUpload",
+                ]
+                .contains(&task)
+        }
+    }
+}
+
+/// Whether nothing is left to do once nothing is sent; `mvn deploy` leaves the tests.
+fn only_uploads(tool: &str, args: &[&str]) -> bool {
+    let mut options = args.iter().copied().filter(|word| !word.starts_with(['-', '$'])).peekable();
+    let quiet = args.iter().any(|word| word.starts_with("-DskipTests") || word.starts_with("-Dmaven.test.skip"));
+    let clean = |goal: &str| sends(tool, goal) || matches!(goal, "clean" | "package" | "install" | "assemble" | "jar");
+    match tool {
+        "mvn" if !quiet => options.peek().is_some() && options.all(|goal| sends(tool, goal) && goal != "deploy"),
+        _ => args.iter().any(|goal| sends(tool, goal)) && options.filter(|goal| !goal.contains(".xml")).all(clean),
+    }
 }
 
 fn uploads(args: &[&str]) -> bool {
@@ -203,101 +307,7 @@ fn uploads(args: &[&str]) -> bool {
         .any(|pair| matches!(pair[0], "-X" | "--request") && matches!(pair[1], "POST" | "PUT" | "DELETE" | "PATCH"))
 }
 
-fn tests(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
-    let any = |wanted: &[&str]| args.iter().any(|word| wanted.contains(word));
-    let skipped = args.iter().any(|word| word.starts_with("-DskipTests") || word.starts_with("-Dmaven.test.skip"))
-        || args.windows(2).any(|pair| matches!(pair[0], "-x" | "--exclude-task") && pair[1] == "test");
-    let part = |wanted: &str| args.iter().any(|word| word.rsplit(':').next().is_some_and(|goal| goal == wanted));
-    let found = match name {
-        "pytest" | "py.test" | "tox" | "nox" | "unittest" | "nosetests" | "nose2" | "trial" | "stestr" | "rspec"
-        | "parallel_rspec" | "minitest" | "jest" | "vitest" | "mocha" | "ava" | "karma" | "jasmine" | "tap" | "nyc"
-        | "c8" | "gotestsum" | "ginkgo" | "phpunit" | "simple-phpunit" | "pest" | "paratest" | "codecept"
-        | "phpspec" | "kahlan" | "ctest" | "bats" | "prove" | "busted" | "elm-test" | "luatest" | "cram" | "ward"
-        | "vstest.console" => true,
-        "cypress" | "playwright" | "testcafe" | "nightwatch" | "wdio" | "protractor" | "cucumber" | "behat"
-        | "behave" | "newman" | "k6" | "robot" => return Some(Purpose::EndToEnd),
-        "rake" | "rails" => {
-            args.is_empty() && name == "rake"
-                || args.iter().any(|word| {
-                    matches!(*word, "test" | "spec" | "ci") || word.starts_with("test:") || word.starts_with("spec:")
-                }) && !any(&["db:test:prepare"])
-        }
-        "manage.py" | "django-admin" | "artisan" | "hatch" | "bun" | "deno" | "flutter" | "dart" | "swift"
-        | "crystal" | "zig" | "gleam" | "lein" | "stack" | "cabal" | "ng" | "nx" | "meteor" | "forge" | "hardhat"
-        | "sbt" | "mill" | "bazel" | "dune" | "opam" | "meson" | "rebar3" | "console" | "composer" | "molecule"
-        | "pio" | "platformio" => {
-            any(&["test", "tests", "test:unit", "eunit", "ct", "spec", "clean test", "runtest", "phpunit", "unit"])
-                || args.iter().any(|word| word.trim_start_matches(['\'', '"']).starts_with("test"))
-        }
-        "npm" | "yarn" | "pnpm" | "lerna" | "turbo" | "grunt" | "gulp" | "rush" => {
-            let script = if matches!(first, "run" | "run-script") { argument_after(args, first) } else { first };
-            return javascript(script);
-        }
-        "cargo" => matches!(first, "test" | "nextest" | "tarpaulin" | "llvm-cov" | "t" | "miri"),
-        "go" => matches!(first, "test"),
-        "mvn" | "gradle" if skipped => false,
-        "mvn" => part("test") || part("verify") || part("install") || part("integration-test") || part("deploy"),
-        "gradle" => part("test") || part("check") || part("build") || args.iter().any(|word| word.ends_with("Test")),
-        "ant" => any(&["test", "check", "junit"]),
-        "mix" => matches!(first, "test" | "coveralls" | "espec" | "ci") || first.starts_with("coveralls."),
-        "dotnet" => matches!(first, "test" | "vstest"),
-        "make" | "just" | "task" | "ninja" | "invoke" | "inv" | "scons" | "rush.sh" | "earthly" => {
-            return make_goals(args);
-        }
-        "xcodebuild" | "fastlane" => any(&["test", "tests", "scan"]),
-        "R" => any(&["check"]),
-        "Rscript" => args.iter().any(|word| word.contains("test") || word.contains("check")),
-        "julia" => args.iter().any(|word| word.contains("Pkg.test") || word.contains("runtests")),
-        "cmake" => args.windows(2).any(|pair| pair[0] == "--target" && matches!(pair[1], "test" | "check")),
-        _ => false,
-    };
-    found.then_some(Purpose::Test)
-}
-
-fn argument_after<'a>(args: &[&'a str], word: &str) -> &'a str {
-    let mut after = args.iter().skip_while(|arg| **arg != word).skip(1);
-    after.find(|arg| !arg.starts_with('-')).copied().unwrap_or_default()
-}
-
-fn javascript(script: &str) -> Option<Purpose> {
-    let parts: Vec<&str> = script.split([':', '-', '_']).collect();
-    let has = |wanted: &[&str]| parts.iter().any(|part| wanted.contains(part));
-    if has(&["e2e", "cypress", "playwright", "integration", "storybook"]) && !has(&["build"]) {
-        return Some(Purpose::EndToEnd);
-    }
-    if has(&["test", "tests", "unit", "jest", "vitest", "coverage", "cover", "spec"]) || script == "t" {
-        return Some(Purpose::Test);
-    }
-    if has(&["lint", "eslint", "prettier", "typecheck", "tsc", "check", "format", "stylelint", "types"]) {
-        return Some(Purpose::Lint);
-    }
-    has(&["build", "compile", "dist", "bundle"]).then_some(Purpose::Build)
-}
-
-fn make_goals(args: &[&str]) -> Option<Purpose> {
-    let goals: Vec<&str> =
-        args.iter().copied().filter(|word| !word.starts_with('-') && !shell::is_assignment(word)).collect();
-    let has =
-        |wanted: &[&str]| goals.iter().any(|goal| goal.split(['-', '_', ':', '/']).any(|part| wanted.contains(&part)));
-    if has(&["deploy", "publish", "release", "push", "upload"]) {
-        return Some(Purpose::Forbidden(Ban::Deploy));
-    }
-    if has(&["e2e", "acceptance"]) {
-        return Some(Purpose::EndToEnd);
-    }
-    if has(&["test", "tests", "check", "unit", "spec", "ci", "coverage", "pytest", "runtests"]) {
-        return Some(Purpose::Test);
-    }
-    if has(&["lint", "fmt", "format", "vet", "style", "typecheck"]) {
-        return Some(Purpose::Lint);
-    }
-    if has(&["deps", "dependencies", "setup", "install", "bootstrap", "vendor", "requirements"]) {
-        return Some(Purpose::Dependencies);
-    }
-    Some(Purpose::Build)
-}
-
-fn checks(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
+fn checks(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
     let lint = match name {
         "flake8" | "pylint" | "ruff" | "mypy" | "black" | "isort" | "bandit" | "pyright" | "pre-commit"
         | "pycodestyle" | "pydocstyle" | "rubocop" | "brakeman" | "reek" | "haml-lint" | "eslint" | "tslint"
@@ -308,6 +318,15 @@ fn checks(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
         | "twig-lint" | "rector" | "sphinxlint" | "rstcheck" => true,
         "cargo" => matches!(first, "fmt" | "clippy" | "deny" | "audit" | "machete"),
         "go" => matches!(first, "vet" | "fmt"),
+        "mvn" | "gradle" => {
+            let style =
+                ["checkstyle", "spotless", "pmd", "spotbugs", "detekt", "ktlint", "lint", "findbugs", "license"];
+            let mut goals = args.iter().filter(|word| !word.starts_with(['-', '$'])).peekable();
+            goals.peek().is_some()
+                && goals
+                    .all(|goal| style.iter().any(|word| goal.to_ascii_lowercase().contains(word)) || *goal == "clean")
+        }
+        "npm" | "yarn" | "pnpm" => false,
         "mix" => matches!(first, "format" | "credo" | "dialyzer" | "sobelow"),
         "dotnet" => first == "format",
         "php" => first == "-l",
@@ -324,7 +343,13 @@ fn checks(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
         | "xcodebuild" | "dune" => true,
         "tsc" | "webpack" | "vite" | "rollup" | "next" | "nuxt" | "gatsby" | "cmake" | "gcc" | "g++" | "clang"
         | "javac" | "configure" | "qmake" | "hugo" | "jekyll" | "mkdocs" | "sphinx-build" | "sphinx" | "latexmk"
-        | "pdflatex" | "pyinstaller" | "autoreconf" | "build" => true,
+        | "pdflatex" | "pyinstaller" | "autoreconf" | "build" | "grunt" | "gulp" | "catkin" | "colcon"
+        | "catkin_make" | "pio" | "platformio" | "godot" | "arduino-cli" | "west" | "idf.py" | "xelatex"
+        | "lualatex" | "arara" | "pandoc" | "nix-build" | "nix" | "bazelisk" | "buck" | "waf" | "b2"
+        | "electron-builder" | "parcel" | "esbuild" | "antora" | "zola" | "eleventy" | "docusaurus" | "typedoc"
+        | "doxygen" | "asciidoctor" | "bookdown" | "mdbook" | "hexo" | "vuepress" | "gitbook" | "nanoc"
+        | "middleman" | "pelican" => true,
+        "ninja" => true,
         "ng" | "nx" | "flutter" | "forge" | "crystal" | "zig" => first == "build",
         "mix" => matches!(first, "compile" | "release"),
         "dotnet" => matches!(first, "build" | "publish" | "pack" | "msbuild"),
@@ -332,74 +357,6 @@ fn checks(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
         _ => false,
     };
     build.then_some(Purpose::Build)
-}
-
-fn dependencies(name: &str, first: &str, _args: &[&str]) -> Option<Purpose> {
-    let found = match name {
-        "pip" | "pip2" | "pipx" | "easy_install" => matches!(first, "install" | "sync" | "wheel" | "download"),
-        "uv" => matches!(first, "sync" | "pip" | "venv" | "tool" | "python"),
-        "poetry" | "pdm" | "pipenv" | "rye" | "hatch" | "conda" | "mamba" => {
-            matches!(first, "install" | "sync" | "update" | "env" | "lock" | "config" | "export" | "self" | "add")
-        }
-        "venv" | "virtualenv" | "ensurepip" | "nvm" | "rvm" | "rbenv" | "pyenv" | "corepack" | "n" | "phpize" => true,
-        "npm" | "yarn" | "pnpm" | "bun" => {
-            first.is_empty() && name == "yarn"
-                || matches!(
-                    first,
-                    "install"
-                        | "ci"
-                        | "i"
-                        | "add"
-                        | "config"
-                        | "set"
-                        | "link"
-                        | "rebuild"
-                        | "global"
-                        | "prune"
-                        | "dedupe"
-                        | "bootstrap"
-                        | "update"
-                )
-        }
-        "lerna" | "bower" | "jspm" => matches!(first, "bootstrap" | "install"),
-        "bundle" | "bundler" => matches!(first, "install" | "config" | "check" | "update" | ""),
-        "gem" => matches!(first, "install" | "update"),
-        "composer" => matches!(
-            first,
-            "install"
-                | "update"
-                | "require"
-                | "config"
-                | "global"
-                | "self-update"
-                | "bin"
-                | "dump-autoload"
-                | "validate"
-        ),
-        "cargo" => matches!(first, "fetch" | "install" | "update" | "binstall"),
-        "rustup" => matches!(
-            first,
-            "component" | "target" | "install" | "update" | "default" | "toolchain" | "override" | "show"
-        ),
-        "go" => matches!(first, "mod" | "get" | "env") || first == "install",
-        "mvn" => first.starts_with("dependency:"),
-        "mix" => matches!(
-            first,
-            "deps.get" | "local.hex" | "local.rebar" | "deps.compile" | "archive.install" | "deps.update" | "hex.info"
-        ),
-        "dotnet" => matches!(first, "restore" | "tool" | "workload" | "nuget"),
-        "nuget" => first == "restore",
-        "flutter" | "dart" | "pub" => matches!(first, "pub" | "get" | "precache"),
-        "cabal" | "stack" | "opam" | "luarocks" | "cpanm" | "cpan" | "shards" | "conan" | "vcpkg" | "elm" => true,
-        "docker-php-ext-install"
-        | "docker-php-ext-enable"
-        | "docker-php-ext-configure"
-        | "pecl"
-        | "install-php-extensions" => true,
-        "playwright" => first == "install",
-        _ => false,
-    };
-    found.then_some(Purpose::Dependencies)
 }
 
 /// A script that is called like a test, or anything else.
@@ -438,7 +395,7 @@ mod tests {
             ("python -m unittest discover", Test),
             ("bundle exec rake", Test),
             ("bundle exec rails test", Test),
-            ("bin/rails db:create db:test:prepare", Other),
+            ("bin/rails db:create db:test:prepare", Database),
             ("npm test", Test),
             ("npm run test:unit -- --ci", Test),
             ("yarn test --coverage", Test),
@@ -461,7 +418,7 @@ mod tests {
             ("./gradlew assemble", Build),
             ("./vendor/bin/phpunit", Test),
             ("php artisan test", Test),
-            ("php artisan migrate", Other),
+            ("php artisan migrate", Database),
             ("composer install", Dependencies),
             ("mix coveralls --preload-modules", Test),
             ("mix deps.get", Dependencies),
@@ -500,6 +457,32 @@ mod tests {
             ("echo hello", Trivial),
             ("ruby -v", Trivial),
             ("cp a b", Other),
+            ("pytest -v", Test),
+            ("ctest -V", Test),
+            ("phpunit --version", Trivial),
+            ("pnpm --filter api test", Test),
+            ("npm --prefix web run build", Build),
+            ("yarn workspace ui test", Test),
+            ("make -C release check", Test),
+            ("make -C test all", Build),
+            ("sudo -u www-data -E vendor/bin/phpunit", Test),
+            ("php -d memory_limit=-1 vendor/bin/phpunit", Test),
+            ("python3.9 -W error -m pytest", Test),
+            ("bash -lc 'cd a && cargo test'", Test),
+            ("./tests/run.sh", TestScript),
+            ("gradle publish", Forbidden(Ban::Upload)),
+            ("gradle build publish", Test),
+            ("./gradlew ktlintCheck detekt", Lint),
+            ("./gradlew connectedAndroidTest", EndToEnd),
+            ("./gradlew assembleAndroidTest", Build),
+            ("mvn deploy -DskipTests", Forbidden(Ban::Upload)),
+            ("mvn verify sonar:sonar", Test),
+            ("mvn sonar:sonar", Forbidden(Ban::Upload)),
+            ("stack build --only-dependencies", Dependencies),
+            ("terraform validate", Lint),
+            ("terraform apply -auto-approve", Forbidden(Ban::Deploy)),
+            ("python manage.py migrate", Database),
+            ("mix ecto.create", Database),
         ];
         for (text, expected) in table {
             assert_eq!(check(text), expected, "{text}");

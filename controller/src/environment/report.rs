@@ -1,6 +1,8 @@
 //! Puts the derivation together, and says of every fact where it stands in the CI configuration.
 
-use devfleet_shared::environment::{EnvironmentSpec, ServiceSpec};
+use std::collections::BTreeMap;
+
+use devfleet_shared::environment::{CacheSpec, EnvironmentSpec, ServiceSpec};
 
 use super::commands::{self, Sorted};
 use super::job::Job;
@@ -10,7 +12,7 @@ use super::select::{self, Choice};
 use super::services::{self, Services};
 use super::variables::{self, Variables};
 use super::yaml::Place;
-use super::{Context, Derivation, DerivationError, ReportLine, Verdict, caches, language};
+use super::{Context, Derivation, DerivationError, ReportLine, Verdict, caches, gone, language, managers};
 
 /// How many notes, dropped lines and report lines are worth keeping.
 const MAX_LINES: usize = 200;
@@ -26,36 +28,32 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
     let mut variables = Variables::new(&job, &choice.variant, context);
     let values = variables.all()?;
     let services = services::of_job(&job, &mut variables, &values)?;
-    let caches = caches::of_job(&job, &mut variables)?;
+    let mut caches = caches::of_job(&job, &mut variables)?;
     let before = job.lines("before_script");
     let script = job.lines("script");
-    let sorted = commands::sort(&texts(&before), &texts(&script));
+    let mut sorted = commands::sort(&texts(&before), &texts(&script));
     let mut notes = document.notes.clone();
+    notes.extend(borrow_setup(&choice, &mut sorted));
+    notes.extend(about_builders(&choice));
     let user = option(choice.written.user.as_deref(), "user", &mut variables, &mut notes)?;
     let platform = option(choice.written.platform.as_deref(), "platform", &mut variables, &mut notes)?;
 
     let mut report = Report { document, lines: Vec::new() };
     report.choice(&choice);
     report.services(&services, &job);
-    for name in job.variable_names() {
-        if let (Some(place), Some(value)) = (variables::place_of(&job, &name), values.get(&name)) {
-            let origin = if job.keyword("variables").is_some_and(|node| node.get(&name).is_some()) {
-                job.name
-            } else {
-                "(global)"
-            };
-            report.add(&format!("variable {name}"), value, Origin { place, job: origin, keyword: "variables" });
-        }
-    }
-    for spec in &caches.specs {
-        report.add(
-            &format!("cache {}", spec.path),
-            &spec.key,
-            Origin { place: caches.place, job: &caches.origin, keyword: "cache" },
-        );
-    }
+    report.variables(&job, &values);
+    report.caches(&caches);
     report.commands(&sorted, &job, &before, &script);
 
+    let managed =
+        managers::caches(&[&sorted.setup, &sorted.verify], &values, &context.repository_files, user.as_deref());
+    add_caches(&mut caches.specs, managed);
+    let successor = gone::successor(&choice.image);
+    notes.extend(
+        successor
+            .iter()
+            .map(|found| format!("the image {} is replaced by {}: {}", choice.image, found.image, found.reason)),
+    );
     notes.extend(choice.notes.iter().cloned());
     notes.extend(services.notes);
     notes.extend(caches.notes);
@@ -72,7 +70,7 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
     dropped.truncate(MAX_LINES);
     Ok(Derivation {
         environment: EnvironmentSpec {
-            image: choice.image.to_string(),
+            image: successor.map_or_else(|| choice.image.to_string(), |found| found.image.to_string()),
             entrypoint: choice.written.entrypoint,
             user,
             platform,
@@ -95,6 +93,40 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
         version,
         optional_services,
     })
+}
+
+fn about_builders(choice: &Choice<'_>) -> Option<String> {
+    let first = choice.builders.first()?;
+    Some(format!("job {:?} uses what job {first:?} builds: its commands may have to run first", choice.job.name))
+}
+
+/// Adds the caches of package managers that lie neither in nor around one that the CI file names.
+fn add_caches(specs: &mut Vec<CacheSpec>, managed: Vec<CacheSpec>) {
+    let within =
+        |one: &str, other: &str| one.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    for cache in managed {
+        if !specs.iter().any(|known| within(&known.path, &cache.path) || within(&cache.path, &known.path)) {
+            specs.push(cache);
+        }
+    }
+}
+
+/// Takes the installation of dependencies from the job before it, where CI hands the result on as a cache or an artifact.
+fn borrow_setup(choice: &Choice<'_>, sorted: &mut Sorted) -> Option<String> {
+    let installer = choice.installer.filter(|_| !sorted.installs)?;
+    let (before, script) = (installer.lines("before_script"), installer.lines("script"));
+    let lent = commands::sort(&texts(&before), &texts(&script));
+    let mut setup: Vec<String> = lent.setup;
+    setup.extend(lent.verify.into_iter().filter(|line| !sorted.setup.contains(line)));
+    setup.retain(|line| !sorted.setup.contains(line));
+    if setup.is_empty() {
+        return None;
+    }
+    setup.append(&mut sorted.setup);
+    sorted.setup = setup;
+    let known = sorted.packages.clone();
+    sorted.packages.extend(lent.packages.into_iter().filter(|name| !known.contains(name)));
+    Some(format!("the dependencies are installed as job {:?} does it", installer.name))
 }
 
 /// Services that other test jobs have and this one does not.
@@ -177,6 +209,7 @@ fn confidence(document: &Document, choice: &Choice<'_>, checks: Option<Purpose>)
             confidence *= factor;
         }
     }
+    let confidence = if document.flawed { confidence.min(0.4) } else { confidence };
     (confidence * 100.0).round() / 100.0
 }
 
@@ -220,6 +253,29 @@ impl Report<'_> {
         for (name, value) in &choice.variant {
             let place = choice.job.keyword("parallel").map(|node| node.place).unwrap_or_default();
             self.add(&format!("variable {name}"), value, Origin { place, job, keyword: "parallel:matrix" });
+        }
+    }
+
+    fn variables(&mut self, job: &Job<'_>, values: &BTreeMap<String, String>) {
+        for name in job.variable_names() {
+            if let (Some(place), Some(value)) = (variables::place_of(job, &name), values.get(&name)) {
+                let origin = if job.keyword("variables").is_some_and(|node| node.get(&name).is_some()) {
+                    job.name
+                } else {
+                    "(global)"
+                };
+                self.add(&format!("variable {name}"), value, Origin { place, job: origin, keyword: "variables" });
+            }
+        }
+    }
+
+    fn caches(&mut self, caches: &caches::Caches) {
+        for spec in &caches.specs {
+            self.add(
+                &format!("cache {}", spec.path),
+                &spec.key,
+                Origin { place: caches.place, job: &caches.origin, keyword: "cache" },
+            );
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod pins;
 mod score;
+mod without;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,8 +14,10 @@ use super::job::{self, Fact, Job, Variant, Written};
 use super::merged::Document;
 use super::purpose::Purpose;
 use super::variables::Variables;
+use super::yaml::Node;
 use super::{Alternative, Context, DerivationError, Verdict, fallback};
 use score::Judgement;
+use without::{guessed, idle, no_image, nothing_usable, special, without_image};
 
 /// How many jobs are looked at.
 const MAX_JOBS: usize = 2_000;
@@ -36,6 +39,10 @@ pub(super) struct Choice<'a> {
     pub(super) alternatives: Vec<Alternative>,
     /// Other jobs that run tests, the best first.
     pub(super) siblings: Vec<(Job<'a>, Variant)>,
+    /// A job before this one that does nothing but install dependencies, in the same image.
+    pub(super) installer: Option<Job<'a>>,
+    /// Jobs that this one needs and that build something.
+    pub(super) builders: Vec<&'a str>,
     /// The program that the job is chosen for.
     pub(super) tool: Option<String>,
     pub(super) notes: Vec<String>,
@@ -48,7 +55,7 @@ pub(super) struct Choice<'a> {
 enum Image<'a> {
     None,
     Usable(Found<'a>),
-    Infrastructure(ImageName, &'static str),
+    Infrastructure(Found<'a>, &'static str),
     Unresolved { written: String, resolved: String, detail: String },
 }
 
@@ -121,28 +128,29 @@ pub(super) fn choose<'a>(document: &'a Document, context: &Context) -> Result<Ch
     };
     match chosen {
         Ok((chosen, found)) => Ok(finish(chosen, found, &candidates, notes)),
+        Err(error) if let Some((only, found)) = idle(&candidates) => {
+            notes.push(format!(
+                "no job does anything that could be recognised; the image is that of job {:?} ({error})",
+                only.job.name
+            ));
+            Ok(finish(only, found, &candidates, notes))
+        }
+        Err(error) if let Some((only, found)) = special(&candidates) => {
+            notes.push(format!(
+                "{error}. Until then the image of job {:?} is taken, the only one that checks anything",
+                only.job.name
+            ));
+            let mut choice = finish(only, found, &candidates, notes);
+            choice.verdict = Verdict::Fallback;
+            choice.confidence = choice.confidence.min(0.3);
+            Ok(choice)
+        }
         Err(error) => {
             let (first, guess, error) = guess(error)?;
             notes.push(format!("{error}. Until then the image is a guess from {}", guess.source));
             Ok(guessed(first, guess, &candidates, notes))
         }
     }
-}
-
-/// A choice whose image is a guess.
-fn guessed<'a>(
-    first: &Candidate<'a>,
-    guess: fallback::Guess,
-    candidates: &[Candidate<'a>],
-    notes: Vec<String>,
-) -> Choice<'a> {
-    let written = Written { name: guess.image.to_string(), ..Written::default() };
-    let variant = first.job.variants().into_iter().next().unwrap_or_default();
-    let found = Found { name: guess.image, written, fact: None, variant, rivals: 0 };
-    let mut choice = finish(first, found, candidates, notes);
-    choice.verdict = Verdict::Fallback;
-    choice.confidence = choice.confidence.min(if first.judgement.purpose >= Purpose::TestScript { 0.3 } else { 0.15 });
-    choice
 }
 
 /// Judges every job that runs something here.
@@ -152,6 +160,7 @@ fn candidates<'a>(
     pins: &BTreeMap<&'static str, String>,
 ) -> Result<Vec<Candidate<'a>>, DerivationError> {
     let mut hidden = Vec::new();
+    let mut elsewhere = false;
     let mut candidates = Vec::new();
     for (order, (name, map)) in document.jobs().enumerate() {
         let job = Job::new(document, name, map);
@@ -166,10 +175,21 @@ fn candidates<'a>(
             let found = if let Image::Usable(found) = &image { Some(&found.name) } else { None };
             let judgement = score::judge(&job, found, pins);
             candidates.push(Candidate { job, order, judgement, image, is_default, uses: 0 });
+        } else {
+            elsewhere |= ["trigger", "run"].iter().any(|keyword| job.keyword(keyword).is_some());
         }
     }
+    let detail = || match document.incomplete {
+        true => {
+            format!("no job in {} has a script of its own, and what it includes could not be read", document.main())
+        }
+        false => format!("no job in {} runs a script here", document.main()),
+    };
     match (candidates.is_empty(), hidden.is_empty()) {
         (false, _) => Ok(candidates),
+        _ if elsewhere || document.incomplete => {
+            Err(DerivationError::NoImage { detail: detail(), hint: pins::hint(pins) })
+        }
         (true, true) => Err(DerivationError::NoJobs { file: document.main() }),
         (true, false) => {
             hidden.truncate(8);
@@ -217,7 +237,7 @@ fn image_of<'a>(
     };
     let is_default = fact.origin != job.name || default_name.as_ref() == Some(&best.name);
     match best.name.infrastructure() {
-        Some(why) => Ok((Image::Infrastructure(best.name, why), is_default)),
+        Some(why) => Ok((Image::Infrastructure(best, why), is_default)),
         None => Ok((Image::Usable(best), is_default)),
     }
 }
@@ -261,88 +281,13 @@ fn best_usable<'c, 'a>(candidates: &'c [Candidate<'a>]) -> Option<&'c Candidate<
     Some(best)
 }
 
-/// The job that should count has no image of its own: it borrows that of a job with the same tool, or gives way.
-fn without_image<'c, 'a>(
-    stronger: &'c Candidate<'a>,
-    best: Option<&'c Candidate<'a>>,
-    candidates: &'c [Candidate<'a>],
-    notes: &mut Vec<String>,
-) -> Option<(&'c Candidate<'a>, Found<'a>)> {
-    let name = stronger.job.name;
-    let problem = match &stronger.image {
-        Image::Unresolved { written, detail, .. } => format!("its image `{written}` cannot be resolved ({detail})"),
-        Image::Infrastructure(image, why) => format!("its image {image} {why}"),
-        Image::None | Image::Usable(_) => "it has no image".to_owned(),
-    };
-    let same_tool = |candidate: &&Candidate<'a>| {
-        candidate.usable().is_some() && candidate.judgement.tool == stronger.judgement.tool
-    };
-    let unresolved = matches!(stronger.image, Image::Unresolved { .. });
-    if let Some(lender) = candidates.iter().find(same_tool).filter(|_| !unresolved) {
-        let found = lender.usable()?.clone();
-        notes.push(format!(
-            "job {name:?} runs the tests, but {problem}; the image of job {:?} is taken, which runs the same tool",
-            lender.job.name
-        ));
-        return Some((stronger, found));
-    }
-    let best = best.filter(|best| {
-        best.judgement.purpose >= Purpose::TestScript || (!unresolved && best.judgement.purpose >= Purpose::Build)
-    })?;
-    notes.push(format!("job {name:?} would come first, but {problem}; job {:?} is taken", best.job.name));
-    Some((best, best.usable()?.clone()))
-}
-
-fn no_image(candidate: &Candidate<'_>, pins: &BTreeMap<&'static str, String>) -> DerivationError {
-    let job = candidate.job.name.to_owned();
-    match &candidate.image {
-        Image::Unresolved { written, resolved, detail } => DerivationError::UnresolvedImage {
-            what: "image".to_owned(),
-            job,
-            written: written.clone(),
-            resolved: resolved.clone(),
-            detail: detail.clone(),
-        },
-        Image::Infrastructure(image, why) => DerivationError::NoImage {
-            detail: format!("job {job:?} has image {image}, which {why}"),
-            hint: pins::hint(pins),
-        },
-        Image::None | Image::Usable(_) => DerivationError::NoImage {
-            detail: format!("job {job:?} has none, and nothing gives it one"),
-            hint: pins::hint(pins),
-        },
-    }
-}
-
-fn nothing_usable(
-    document: &Document,
-    candidates: &[Candidate<'_>],
-    pins: &BTreeMap<&'static str, String>,
-) -> DerivationError {
-    let unresolved = candidates.iter().find(|candidate| matches!(candidate.image, Image::Unresolved { .. }));
-    if let Some(candidate) = unresolved.filter(|candidate| candidate.judgement.worth()) {
-        return no_image(candidate, pins);
-    }
-    let mut names: Vec<&str> = candidates.iter().map(|candidate| candidate.job.name).collect();
-    names.truncate(8);
-    let with_image = candidates.iter().any(|candidate| !matches!(candidate.image, Image::None));
-    let detail = match with_image {
-        true => format!(
-            "no job in {} installs, builds or tests anything in an image of its own (looked at {})",
-            document.main(),
-            names.join(", ")
-        ),
-        false => format!("no job in {} has one (looked at {})", document.main(), names.join(", ")),
-    };
-    DerivationError::NoImage { detail, hint: pins::hint(pins) }
-}
-
-fn finish<'a>(
+/// How sure the choice is; what speaks against it goes into the notes.
+fn certainty<'a>(
     chosen: &Candidate<'a>,
-    found: Found<'a>,
+    found: &Found<'a>,
     candidates: &[Candidate<'a>],
-    mut notes: Vec<String>,
-) -> Choice<'a> {
+    notes: &mut Vec<String>,
+) -> (f64, Verdict) {
     let mut confidence: f64 = match chosen.judgement.purpose {
         Purpose::Test => 0.95,
         Purpose::TestScript => 0.8,
@@ -382,10 +327,32 @@ fn finish<'a>(
     if found.name.is_bare() {
         confidence = confidence.min(0.7);
     }
+    (confidence, verdict)
+}
+
+fn finish<'a>(
+    chosen: &Candidate<'a>,
+    found: Found<'a>,
+    candidates: &[Candidate<'a>],
+    mut notes: Vec<String>,
+) -> Choice<'a> {
+    let (confidence, verdict) = certainty(chosen, &found, candidates, &mut notes);
+    let others = || candidates.iter().filter(|candidate| candidate.order != chosen.order);
     let alternatives = others().filter_map(|candidate| {
         let image = candidate.usable()?.name.to_string();
         Some(Alternative { job: candidate.job.name.to_owned(), image, score: candidate.judgement.score })
     });
+    let before = |candidate: &&Candidate<'a>| candidate.usable().is_some_and(|other| other.name == found.name);
+    let needs = needed(&chosen.job);
+    let installer = others().filter(before).find(|candidate| {
+        candidate.judgement.purpose == Purpose::Dependencies
+            && (candidate.order < chosen.order || needs.iter().any(|name| name == candidate.job.name))
+    });
+    let builds = |candidate: &&Candidate<'a>| {
+        candidate.judgement.purpose == Purpose::Build && needs.iter().any(|name| name == candidate.job.name)
+    };
+    let installer = installer.map(|candidate| candidate.job);
+    let builders = others().filter(builds).map(|candidate| candidate.job.name).take(MAX_ALTERNATIVES).collect();
     let tests = |candidate: &&Candidate<'a>| candidate.judgement.purpose >= Purpose::EndToEnd;
     let siblings = others()
         .filter(tests)
@@ -393,6 +360,8 @@ fn finish<'a>(
     Choice {
         job: chosen.job,
         siblings: siblings.take(MAX_ALTERNATIVES).collect(),
+        installer,
+        builders,
         tool: chosen.judgement.tool.clone(),
         verdict,
         alternatives: alternatives.take(MAX_ALTERNATIVES).collect(),
@@ -404,4 +373,11 @@ fn finish<'a>(
         notes,
         confidence,
     }
+}
+
+/// The jobs that a job names in `needs` and `dependencies`.
+fn needed(job: &Job<'_>) -> Vec<String> {
+    let of = |keyword: &str| job.keyword(keyword).and_then(Node::list).unwrap_or_default();
+    let name = |node: &Node| node.text().or_else(|| node.get("job").and_then(Node::text));
+    of("needs").iter().chain(of("dependencies")).filter_map(name).collect()
 }

@@ -222,16 +222,57 @@ pub(super) fn join(units: &[&Unit]) -> String {
 
 /// Takes off what stands in front of a program without changing what it is: variables, `sudo`, `bundle exec`, paths.
 pub(super) fn program(words: &[String]) -> Vec<String> {
+    let mut words: Vec<String> = bare(words).into_iter().map(str::to_owned).collect();
+    if let Some(first) = words.first_mut() {
+        let name = base_name(first).to_owned();
+        *first = match name.as_str() {
+            "mvnw" => "mvn".to_owned(),
+            "gradlew" => "gradle".to_owned(),
+            name if is_numbered(name, "python") => "python".to_owned(),
+            name if is_numbered(name, "pip") => "pip".to_owned(),
+            _ => name,
+        };
+    }
+    words
+}
+
+fn is_python(name: &str) -> bool {
+    name == "py" || is_numbered(name, "python") || is_numbered(name, "pypy")
+}
+
+/// Whether a name is that of a program, with or without a version: `python3.11`.
+fn is_numbered(name: &str, program: &str) -> bool {
+    name.strip_prefix(program)
+        .is_some_and(|rest| rest.chars().all(|letter| letter.is_ascii_digit() || letter == '.') && !rest.ends_with('.'))
+}
+
+/// The command with its program in front, as it is written there: `./tests/run.sh`.
+pub(super) fn bare(words: &[String]) -> Vec<&str> {
     let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
     for _ in 0..8 {
         let Some(first) = words.first().copied() else { break };
         let second = words.get(1).copied().unwrap_or_default();
         let skip = match (base_name(first), second) {
             _ if is_assignment(first) && words.len() > 1 => 1,
-            ("time" | "exec" | "command" | "nohup" | "npx" | "bunx" | "env" | "xvfb-run" | "nice" | "spring", _) => {
-                1 + options(&words[1..])
+            (
+                "time" | "exec" | "command" | "nohup" | "npx" | "bunx" | "env" | "xvfb-run" | "nice" | "spring"
+                | "sudo" | "catchsegv" | "stdbuf" | "dbus-run-session" | "xargs" | "retry" | "winpty" | "gosu"
+                | "su-exec" | "unbuffer",
+                _,
+            ) => 1 + options(&words[1..]),
+            ("symfony", "php") => 1,
+            ("php" | "phpdbg", option) if option.starts_with('-') && words.len() > 2 => {
+                1 + words[1..].iter().take_while(|word| word.starts_with('-') || word.contains('=')).count()
             }
-            ("sudo", _) => 1 + options(&words[1..]),
+            ("opam", "exec") => 2 + options(&words[2..]),
+            ("conda" | "mamba" | "micromamba", "run") => 2 + options(&words[2..]),
+            ("poetry" | "pipenv" | "pdm" | "hatch" | "rye" | "uv", "run")
+                if words
+                    .get(2)
+                    .is_some_and(|word| *word == "tests" || word.starts_with("test") && !word.contains('.')) =>
+            {
+                0
+            }
             ("timeout", _) => 2 + options(&words[1..]),
             (
                 "bundle" | "poetry" | "pipenv" | "uv" | "pdm" | "hatch" | "rye" | "pnpm" | "yarn" | "npm",
@@ -241,8 +282,15 @@ pub(super) fn program(words: &[String]) -> Vec<String> {
             ("composer", "exec") => 2 + options(&words[2..]),
             ("coverage", "run") => 2 + options(&words[2..]).saturating_sub(usize::from(words.get(2) == Some(&"-m"))),
             ("-m", _) => 1,
-            ("python" | "python3" | "py" | "pypy3", "-m") => 2,
-            ("python" | "python3" | "php" | "ruby" | "node" | "bash" | "sh", script)
+            (name, "-m") if is_python(name) => 2,
+            (name, option)
+                if is_python(name) && option.starts_with('-') && !matches!(option, "-c" | "-V" | "--version") =>
+            {
+                let skipped = interpreter_options(&words[1..]);
+                1 + skipped + usize::from(words.get(1 + skipped) == Some(&"-m"))
+            }
+            (name, script) if is_python(name) && !script.starts_with('-') && script.contains(['/', '.']) => 1,
+            ("php" | "ruby" | "node" | "bash" | "sh", script)
                 if !script.starts_with('-') && script.contains(['/', '.']) || script == "artisan" =>
             {
                 1
@@ -255,23 +303,32 @@ pub(super) fn program(words: &[String]) -> Vec<String> {
         }
         words.drain(..skip);
     }
-    let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
-    if let Some(first) = words.first_mut() {
-        let name = base_name(first).to_owned();
-        *first = match name.as_str() {
-            "mvnw" => "mvn".to_owned(),
-            "gradlew" => "gradle".to_owned(),
-            "python3" => "python".to_owned(),
-            "pip3" => "pip".to_owned(),
-            _ => name,
-        };
-    }
     words
 }
 
-/// How many options (and their assignments) stand at the front.
+/// How many options of Python stand in front of its script or of `-m`.
+fn interpreter_options(words: &[&str]) -> usize {
+    let mut count = 0;
+    while let Some(word) = words.get(count).filter(|word| word.starts_with('-') && **word != "-m") {
+        count += if matches!(*word, "-W" | "-X") { 2 } else { 1 };
+    }
+    count.min(words.len())
+}
+
+/// How many options (with what belongs to them, and assignments) stand at the front.
 fn options(words: &[&str]) -> usize {
-    words.iter().take_while(|word| word.starts_with('-') || is_assignment(word)).count()
+    let valued =
+        ["-u", "-g", "-n", "-s", "--user", "-p", "--group", "--with", "--extra", "-e", "--env", "--server-args"];
+    let mut count = 0;
+    while let Some(word) = words.get(count) {
+        match *word {
+            word if valued.contains(&word) && words.len() > count + 2 => count += 2,
+            "--" => return count + 1,
+            word if word.starts_with('-') || is_assignment(word) => count += 1,
+            _ => break,
+        }
+    }
+    count
 }
 
 /// Whether a word sets a variable: `A=b`.

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use devfleet_shared::clock::{Clock, Timestamp};
-use devfleet_shared::id::{Digest, HostId};
+use devfleet_shared::id::{ControllerId, Digest, HostId};
 use devfleet_shared::secret::Secret;
 use devfleet_shared::tls;
 use rcgen::{
@@ -32,6 +32,7 @@ const HOST_LIFE: Duration = Duration::from_secs(24 * 3_600);
 /// Certificates begin this long before they are made: clocks of machines differ.
 const BACKDATED: Duration = Duration::from_secs(3_600);
 const HOST_URI: &str = "spiffe://devfleet/host/";
+const CONTROLLER_URI: &str = "spiffe://devfleet/controller/";
 const REQUEST_BYTES: usize = 16 << 10;
 
 /// A certificate and the key that was made for it.
@@ -152,6 +153,16 @@ impl Authority {
         Ok(Certified { certificate_pem: certificate.pem(), ends })
     }
 
+    /// Makes a key and a certificate with which a controller passes calls on to another, valid as the listener's.
+    pub fn issue_controller(&self, controller: &ControllerId) -> Result<Issued, IdentityError> {
+        let key = KeyPair::generate().map_err(IdentityError::Issue)?;
+        let uri = format!("{CONTROLLER_URI}{controller}").try_into().map_err(IdentityError::Issue)?;
+        let purpose = ExtendedKeyUsagePurpose::ClientAuth;
+        let (wanted, ends) = self.certificate("devfleet controller", vec![SanType::URI(uri)], purpose, SERVER_LIFE);
+        let certificate = wanted.signed_by(&key, &self.issuer).map_err(IdentityError::Issue)?;
+        Ok(Issued { certificate_pem: certificate.pem(), key_pem: Secret::new(key.serialize_pem()), ends })
+    }
+
     fn certificate(
         &self,
         subject: &str,
@@ -183,10 +194,19 @@ fn read_request(request_pem: &str) -> Result<CertificateSigningRequestParams, Id
 
 /// Returns the host that a certificate names, if it names exactly one. Says nothing about who signed it.
 pub fn host_of(certificate_der: &[u8]) -> Option<HostId> {
+    named(certificate_der, HOST_URI)
+}
+
+/// Returns the controller that a certificate names, likewise.
+pub fn controller_of(certificate_der: &[u8]) -> Option<ControllerId> {
+    named(certificate_der, CONTROLLER_URI)
+}
+
+fn named<T: std::str::FromStr>(certificate_der: &[u8], beginning: &str) -> Option<T> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate_der).ok()?;
     let names = parsed.subject_alternative_name().ok()??;
     match names.value.general_names.as_slice() {
-        [GeneralName::URI(uri)] => uri.strip_prefix(HOST_URI)?.parse().ok(),
+        [GeneralName::URI(uri)] => uri.strip_prefix(beginning)?.parse().ok(),
         _ => None,
     }
 }

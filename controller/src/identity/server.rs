@@ -8,7 +8,7 @@ use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use devfleet_shared::id::HostId;
+use devfleet_shared::id::{ControllerId, HostId};
 use devfleet_shared::tls;
 use futures_util::stream::{self, Stream};
 use rustls::crypto::ring;
@@ -22,7 +22,7 @@ use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tracing::{debug, warn};
 
 use super::authority::{Authority, Issued, chain};
-use super::{IdentityError, host_of};
+use super::{IdentityError, controller_of, host_of};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Whoever comes while so many shake hands waits in the kernel's queue.
@@ -132,6 +132,12 @@ pub fn server_tls(authority: &Authority, issued: &Issued) -> Result<ServerTls, I
 pub fn peer_host(extensions: &http::Extensions) -> Option<HostId> {
     let certificates = extensions.get::<TlsConnectInfo<TcpConnectInfo>>()?.peer_certs()?;
     host_of(certificates.first()?)
+}
+
+/// Returns the controller at the other end of a call's connection, likewise.
+pub fn peer_controller(extensions: &http::Extensions) -> Option<ControllerId> {
+    let certificates = extensions.get::<TlsConnectInfo<TcpConnectInfo>>()?.peer_certs()?;
+    controller_of(certificates.first()?)
 }
 
 fn certified_key(authority: &Authority, issued: &Issued) -> Result<CertifiedKey, IdentityError> {

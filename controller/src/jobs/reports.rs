@@ -6,7 +6,7 @@ use devfleet_shared::job::{JobEvent, JobPhase};
 
 use super::{Claim, JobError, step};
 use crate::retries;
-use crate::store::records::JobState;
+use crate::store::records::{AttemptRecord, JobState};
 
 /// What a host saw of its attempt.
 #[derive(Clone, Copy)]
@@ -23,7 +23,6 @@ pub(super) fn apply_report(
     max_attempts: u32,
     now: Timestamp,
 ) -> Result<(), JobError> {
-    let made = state.attempts.len() as u32;
     let cancelled = state.cancelled_by.is_some();
     let Some(attempt) = state.attempts.iter_mut().find(|attempt| attempt.id == claim.attempt) else { return Ok(()) };
     if phase.rank() < attempt.phase.rank() {
@@ -39,6 +38,9 @@ pub(super) fn apply_report(
     attempt.phase = phase.clone();
     let Some(result) = phase.result().filter(|_| state.phase == JobPhase::Running) else { return Ok(()) };
     let result = if cancelled { AttemptResult::Cancelled } else { result.clone() };
+    let refused = |attempt: &&AttemptRecord| attempt.result().is_some_and(retries::is_refusal);
+    let refused = state.attempts.iter().filter(refused).count() as u32;
+    let made = retries::Made { charged: state.attempts.len() as u32 - refused, refused };
     let pause = retries::retry(&result, made, max_attempts, cancelled);
     let trouble = match &result {
         AttemptResult::Failed(failure) => Some(failure.message.clone()),
@@ -61,7 +63,6 @@ mod tests {
     use devfleet_shared::id::{AttemptId, Fence, HostId, JobId};
 
     use super::*;
-    use crate::store::records::AttemptRecord;
 
     fn running() -> (JobState, Claim) {
         let claim =

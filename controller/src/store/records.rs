@@ -10,7 +10,7 @@ pub mod leadership;
 
 use std::time::Duration;
 
-use devfleet_shared::assignment::{AgentSpec, Limits};
+use devfleet_shared::assignment::{AgentSpec, Limits, mirror_key};
 use devfleet_shared::attempt::{AttemptResult, Phase, Step};
 use devfleet_shared::clock::Timestamp;
 use devfleet_shared::environment::{EnvironmentSpec, Recipe};
@@ -24,6 +24,8 @@ use super::{Change, StoreError};
 use crate::environment::overrides::Declared;
 use crate::environment::{Alternative, Dropped, ReportLine};
 use crate::forge::{Base, MergeRequest};
+
+pub mod settings;
 
 /// The beginning of every key.
 pub const PREFIX: &str = "/devfleet/v1/";
@@ -103,6 +105,9 @@ pub struct JobSpec {
     pub submitted_by: String,
     /// When.
     pub submitted: Timestamp,
+    /// The greater, the sooner it runs.
+    #[serde(default)]
+    pub priority: i32,
 }
 
 /// What a person approves. Written by the gates; again only when the CI configuration changed before the start.
@@ -182,6 +187,12 @@ pub struct JobState {
     pub base: Option<Base>,
     /// What is set aside for it on a host, once known.
     pub resources: Resources,
+    /// The recipe of its image, once known: hosts that have the image start it sooner.
+    #[serde(default)]
+    pub recipe: Option<Digest>,
+    /// The key of its repository's mirrors, once known.
+    #[serde(default)]
+    pub mirror: Option<String>,
     /// Who approved, or why nobody had to.
     pub approved_by: Option<String>,
     /// Why it was rejected.
@@ -212,6 +223,8 @@ impl JobState {
             proposal: None,
             base: None,
             resources: Resources::default(),
+            recipe: None,
+            mirror: None,
             approved_by: None,
             rejected: None,
             attempts: Vec::new(),
@@ -238,6 +251,8 @@ impl JobState {
         self.proposal = Some(proposal.digest.clone());
         self.base = Some(proposal.base.clone());
         self.resources = proposal.limits.resources;
+        self.recipe = Some(proposal.recipe.digest.clone());
+        self.mirror = Some(mirror_key(&proposal.repository));
     }
 
     /// Returns the attempt under way or last under way.

@@ -1,7 +1,10 @@
 //! The product as a whole, on real Docker: what people do, what goes wrong, and what must not happen.
 
+mod caches;
 mod cancel;
 mod claude;
+mod derived;
+mod drift;
 mod engine_trouble;
 mod failures;
 mod gitlab;

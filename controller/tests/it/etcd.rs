@@ -82,6 +82,7 @@ async fn members_that_are_killed_cost_time_and_nothing_else() {
         // sleep: some counting between the blows
         tokio::time::sleep(Duration::from_millis(700)).await;
         cluster.kill(round % 3);
+        // sleep: some counting without it
         tokio::time::sleep(Duration::from_millis(700)).await;
         cluster.revive(round % 3);
     }

@@ -66,6 +66,7 @@ impl Bench {
             base: base.map(str::to_owned),
             hold: Duration::ZERO,
             issue: None,
+            priority: 0,
             submitted_by: "ada".into(),
             submitted: NOW,
         };

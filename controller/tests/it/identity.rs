@@ -96,6 +96,8 @@ unknown_calls! {
     revoke_token(RevokeTokenRequest) -> RevokeTokenResponse;
     sweep(SweepRequest) -> SweepResponse;
     doctor(DoctorRequest) -> DoctorResponse;
+    get_settings(GetSettingsRequest) -> Settings;
+    set_settings(SetSettingsRequest) -> Settings;
 }
 
 /// A controller that knows nothing but identities.

@@ -83,6 +83,7 @@ fn spec() -> JobSpec {
         issue: None,
         submitted_by: "ada".into(),
         submitted: START,
+        priority: 0,
     }
 }
 

@@ -92,6 +92,7 @@ impl Fleet {
             store: store.clone(),
             clock: self.clock.clone(),
             controller: id.clone(),
+            address: String::new(),
             timers: TIMERS,
             term: sender,
         };
@@ -122,6 +123,7 @@ impl Fleet {
             issue: None,
             submitted_by: "ada".into(),
             submitted: Timestamp(1),
+            priority: 0,
         };
         let then = vec![put(key::spec(&id), &spec).expect("put"), put(key::state(&id), &state).expect("put")];
         let outcome = self.store.commit(Transaction { when: Vec::new(), then }).await.expect("commit");

@@ -1,6 +1,7 @@
 //! The controller's integration tests: one binary, because each one links everything again.
 
 mod cli;
+mod controllers;
 mod derivation;
 mod e2e;
 mod etcd;

@@ -64,6 +64,12 @@ impl DockerEngine {
             password: Some(login.password.expose().to_owned()),
             ..DockerCredentials::default()
         });
+        if reference.contains('@') {
+            // Of what it has by this digest, Docker gives without asking the registry whether it may.
+            let ask = client.inspect_registry_image(reference, credentials.clone());
+            let asked = self.within(DEADLINE, || format!("ask for image {reference}"), ask).await;
+            asked.map_err(|error| pull_error(reference, error))?;
+        }
         let pull = client.create_image(Some(options), None, credentials).try_for_each(async |_| Ok(()));
         let pulled = self.within(PULL_DEADLINE, || format!("pull image {reference}"), pull).await;
         pulled.map_err(|error| pull_error(reference, error))?;

@@ -42,6 +42,9 @@ pub(super) fn judge(job: &Job<'_>, image: Option<&ImageName>, pins: &BTreeMap<&'
         if image.is_bare() {
             judgement.add(-5, "bare operating system");
         }
+        if image.is_for_documents() {
+            judgement.add(-45, "an image for documents");
+        }
         match pins::matches(pins, image, &[]) {
             Some(true) => judgement.add(6, "the version that the repository pins"),
             Some(false) => judgement.add(-6, "another version than the repository pins"),
@@ -93,11 +96,17 @@ fn points(purpose: Purpose) -> i64 {
         Purpose::EndToEnd => 60,
         Purpose::Build => 50,
         Purpose::Lint => 40,
-        Purpose::Dependencies => 15,
+        Purpose::Dependencies | Purpose::Database => 15,
         Purpose::Other | Purpose::Packages => 10,
         _ => 0,
     }
 }
+
+/// Names of platforms beside the one that hosts have.
+const OTHER_PLATFORMS: [&str; 20] = [
+    "windows", "win", "win32", "win64", "mingw", "macos", "osx", "mac", "darwin", "ios", "freebsd", "arm", "arm64",
+    "armhf", "armv7", "aarch64", "i386", "s390x", "ppc64le", "riscv64",
+];
 
 fn by_name(job: &Job<'_>, judgement: &mut Judgement) {
     let lower = job.name.to_ascii_lowercase();
@@ -151,6 +160,12 @@ fn by_name(job: &Job<'_>, judgement: &mut Judgement) {
     }
     if has(&["lint", "style", "format", "fmt"]) && judgement.purpose != Purpose::Test {
         judgement.add(-5, "named like a style check");
+    }
+    if has(&OTHER_PLATFORMS) {
+        judgement.add(-12, "named like another platform");
+    }
+    if has(&["lowest", "minimal", "legacy", "next", "canary", "beta", "edge", "experimental", "unstable", "mutants"]) {
+        judgement.add(-6, "named like a variant");
     }
     let ships = ["deploy", "deployment", "release", "publish", "pages", "staging", "production", "review"];
     if has(&ships) && judgement.purpose < Purpose::TestScript {

@@ -70,6 +70,7 @@ async fn owned_job(store: &SharedStore, host: &HostId) {
         issue: None,
         submitted_by: "ada".into(),
         submitted: Timestamp(1),
+        priority: 0,
     };
     let mut state = JobState::submitted(Timestamp(1));
     state.attempts.push(AttemptRecord {

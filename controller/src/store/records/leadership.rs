@@ -22,6 +22,9 @@ pub struct LeaderRecord {
     pub controller: ControllerId,
     /// The number of its term.
     pub term: u64,
+    /// Where other controllers reach it: `https://name:port`.
+    #[serde(default)]
+    pub address: String,
 }
 
 /// How many terms there were.

@@ -271,6 +271,16 @@ impl Fleet for Canned {
         let finding = v1::Finding { subject: "box1".into(), check: "disk".into(), ok: false, message };
         Ok(Response::new(v1::DoctorResponse { findings: vec![finding] }))
     }
+    async fn get_settings(&self, request: Request<v1::GetSettingsRequest>) -> Answer<v1::Settings> {
+        self.asked("GetSettings", &request)?;
+        Ok(Response::new(v1::Settings { max_running: 5, max_running_default: 5, ..v1::Settings::default() }))
+    }
+    async fn set_settings(&self, request: Request<v1::SetSettingsRequest>) -> Answer<v1::Settings> {
+        self.asked("SetSettings", &request)?;
+        let max_running = request.into_inner().max_running.unwrap_or(5);
+        let changed_by = "ada".to_owned();
+        Ok(Response::new(v1::Settings { max_running, max_running_default: 5, changed_by, changed_unix_ms: 1_000 }))
+    }
     async fn join(&self, _: Request<v1::JoinRequest>) -> Answer<v1::JoinResponse> {
         Err(Status::unimplemented("not for the CLI"))
     }

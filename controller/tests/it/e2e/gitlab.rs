@@ -24,7 +24,7 @@ test:
 ";
 
 /// Says whether a text occurs in any file below these directories, as root sees them.
-fn found_below(text: &str, directories: &[&str]) -> Vec<String> {
+pub(super) fn found_below(text: &str, directories: &[&str]) -> Vec<String> {
     let mut command = Command::new("grep");
     command.args([
         "--recursive",
@@ -98,6 +98,9 @@ async fn a_job_goes_from_submission_to_one_merge_request_and_leaves_no_secret_be
         "{description}"
     );
     assert!(!description.lines().any(|line| line.trim_start().starts_with('/')), "{description}");
+    let notes = gitlab.notes(&app, issue);
+    assert_eq!(notes.len(), 1, "the issue is told once");
+    assert!(notes[0].body.contains("/merge_requests/"), "{}", notes[0].body);
 
     let log = site.whole_log(&job.id).await;
     for line in ["hello from setup", "working on it", "the key is [masked]", "the answer is right"] {

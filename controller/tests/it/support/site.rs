@@ -240,7 +240,16 @@ impl Site {
 
     /// Lists what of this devfleet's environments is on the engine.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        left_on_engine(&self.host_id)
+        left_on_engine(&self.host_id).into_iter().filter(|name| !name.starts_with(LAYER)).collect()
+    }
+
+    /// Returns the volumes that are layers of dependency caches, sealed or not.
+    pub(crate) fn layers(&self) -> Vec<String> {
+        let volumes = left_on_engine(&self.host_id).into_iter();
+        volumes
+            .filter(|name| name.starts_with(LAYER))
+            .filter_map(|name| Some(name.split_once(' ')?.1.to_owned()))
+            .collect()
     }
 
     /// Ends the controller with SIGKILL and starts it again.
@@ -360,6 +369,9 @@ pub(crate) fn docker(arguments: &[&str]) -> String {
     assert!(output.status.success(), "docker {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
+
+/// How the layers of dependency caches, which are to stay, begin in a list of what is left.
+const LAYER: &str = "volume devfleet-cache-";
 
 fn left_on_engine(host_id: &str) -> Vec<String> {
     let filter = format!("label=devfleet.host={host_id}");

@@ -29,6 +29,18 @@ impl Repository {
         Self { path }
     }
 
+    /// Puts files onto the branch `main`.
+    pub(crate) fn commit(&self, files: &[(&str, &str)]) {
+        let work = self.path.with_extension("work");
+        for (file, content) in files {
+            std::fs::write(work.join(file), content).expect("written");
+        }
+        git(&work, &["add", "--all"]);
+        let names = ["-c", "user.name=Test", "-c", "user.email=test@example.com"];
+        git(&work, &[&names[..], &["commit", "--quiet", "--message=Go on"]].concat());
+        git(&work, &["push", "--quiet", &self.path.display().to_string(), "HEAD:main"]);
+    }
+
     /// Runs git in the repository and returns what it printed.
     pub(crate) fn git(&self, arguments: &[&str]) -> String {
         git(&self.path, arguments)

@@ -1,0 +1,125 @@
+//! What the scheduler is told: records and connected hosts, brought into its words. Looks at open jobs only, so that it
+//! does not get slower with all the jobs that ever were. A decider.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use devfleet_shared::attempt::Phase;
+use devfleet_shared::clock::Timestamp;
+use devfleet_shared::id::{Digest, HostId, ProjectName};
+use devfleet_shared::job::JobPhase;
+use devfleet_shared::resources::Resources;
+
+use crate::project::ProjectRecord;
+use crate::scheduler::{HostView, Needs, ProjectView, QueuedJob, Snapshot};
+use crate::sessions::Connected;
+use crate::store::records::HostRecord;
+use crate::view::{JobRecords, Records};
+
+/// What a host has been given: every attempt that owns its job, until its environment is gone.
+#[derive(Default)]
+struct Given {
+    resources: Resources,
+    cpu_millis: u64,
+    starting: u32,
+    building: BTreeSet<Digest>,
+}
+
+/// Makes the snapshot.
+pub fn of(records: &Records, connected: &BTreeMap<HostId, Connected>, max_running: usize, now: Timestamp) -> Snapshot {
+    let set = records.settings.as_ref().and_then(|(settings, _)| settings.max_running);
+    let mut snapshot = Snapshot { now, max_running: set.unwrap_or(max_running), ..Snapshot::default() };
+    let mut given: BTreeMap<HostId, Given> = BTreeMap::new();
+    let mut needs: BTreeMap<ProjectName, Vec<Arc<Needs>>> = BTreeMap::new();
+    for job in records.active_jobs() {
+        let project = records.projects.get(&job.spec.project).map(|project| &**project);
+        match job.state.phase {
+            JobPhase::Queued => {
+                view(&mut snapshot, &job.spec.project, project);
+                let known = needs.entry(job.spec.project.clone()).or_default();
+                snapshot.queued.push(queued(&job, project, known));
+            }
+            JobPhase::Running => view(&mut snapshot, &job.spec.project, project).running += 1,
+            _ => {}
+        }
+        if let Some((owner, _)) = &job.owner {
+            give(given.entry(owner.host.clone()).or_default(), &job);
+        }
+    }
+    let hosts = records.hosts.values();
+    snapshot.hosts = hosts
+        .map(|host| host_view(host, connected.get(&host.id), given.remove(&host.id).unwrap_or_default()))
+        .collect();
+    snapshot
+}
+
+fn view<'a>(snapshot: &'a mut Snapshot, name: &ProjectName, project: Option<&ProjectRecord>) -> &'a mut ProjectView {
+    snapshot.projects.entry(name.clone()).or_insert_with(|| match project {
+        Some(project) => {
+            ProjectView { weight: project.config.weight, max_running: project.config.max_running, running: 0 }
+        }
+        None => ProjectView::default(),
+    })
+}
+
+fn give(given: &mut Given, job: &JobRecords) {
+    given.resources = given.resources.plus(reserved(job.state.resources));
+    given.cpu_millis += job.state.resources.cpu_millis;
+    if job.state.attempt().is_some_and(|attempt| matches!(attempt.phase, Phase::Assigned | Phase::Preparing)) {
+        given.starting += 1;
+        given.building.extend(job.state.recipe.clone());
+    }
+}
+
+/// Jobs with equal needs share them: there may be very many.
+fn queued(job: &JobRecords, project: Option<&ProjectRecord>, known: &mut Vec<Arc<Needs>>) -> QueuedJob {
+    let wanted = Needs {
+        resources: reserved(job.state.resources),
+        labels: project.map(|project| project.config.host_labels.clone()).unwrap_or_default(),
+        runtime: None,
+        recipe: job.state.recipe.clone(),
+        repository: job.state.mirror.clone().unwrap_or_default(),
+    };
+    let needs = known.iter().rev().take(8).find(|needs| ***needs == wanted).cloned().unwrap_or_else(|| {
+        known.push(Arc::new(wanted));
+        known[known.len() - 1].clone()
+    });
+    QueuedJob {
+        job: job.spec.id.clone(),
+        project: job.spec.project.clone(),
+        priority: job.spec.priority,
+        submitted: job.spec.submitted,
+        since: job.state.since,
+        not_before: job.state.not_before,
+        needs,
+    }
+}
+
+/// Processors are shared by those who want them and are a limit, not a reservation; all else is set aside.
+fn reserved(resources: Resources) -> Resources {
+    Resources { cpu_millis: 0, ..resources }
+}
+
+/// What a host still has room for: of memory and slots what was not given away, of its disk what is free by its own word.
+fn host_view(record: &HostRecord, connected: Option<&Connected>, given: Given) -> HostView {
+    let mut view = HostView::new(record.id.clone(), &*record.name);
+    view.labels.clone_from(&record.labels);
+    let Some(connected) = connected else {
+        view.problems.push("it is not connected".into());
+        return view;
+    };
+    let (left, free) = (connected.total().minus(given.resources), connected.free());
+    view.problems.clone_from(&connected.inventory.problems);
+    view.total = connected.total();
+    view.free = Resources {
+        disk_bytes: free.disk_bytes.min(left.disk_bytes),
+        disk_inodes: free.disk_inodes.min(left.disk_inodes),
+        ..left
+    };
+    view.cpu_millis_given = given.cpu_millis;
+    view.starting = given.starting;
+    view.recipes = connected.inventory.recipes.iter().filter_map(|recipe| recipe.parse().ok()).collect();
+    view.mirrors = connected.inventory.mirrors.iter().cloned().collect();
+    view.building = given.building;
+    view
+}

@@ -1,0 +1,193 @@
+//! Several controllers over one etcd: one fleet, one authority, one first token, one leader.
+
+use std::path::Path;
+use std::time::Duration;
+
+use devfleet_controller::config::Config;
+use devfleet_controller::identity::{JoinTerms, Role};
+use devfleet_controller::server::{self, Running, StartError};
+use devfleet_controller::store::embedded::Embedded;
+use devfleet_controller::store::migrate::{MigrateError, migrate};
+use devfleet_controller::store::records::leadership::leader_key;
+use devfleet_controller::store::{Change, SharedStore, Transaction};
+use devfleet_host::identity::HostIdentity;
+use devfleet_proto::v1::controller_message::Kind;
+use devfleet_proto::v1::fleet_client::FleetClient;
+use devfleet_proto::v1::session_client::SessionClient;
+use devfleet_proto::v1::{self, ControllerMessage, HostMessage, host_message};
+use devfleet_shared::clock::Clock;
+use devfleet_shared::secret::Secret;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Streaming};
+
+use crate::support::etcd::Cluster;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn config(dir: &Path, name: &str, ca: &str, cluster: &Cluster) -> Config {
+    let text = format!(
+        "data_dir = \"{0}/{name}\"\nca_dir = \"{0}/{ca}\"\nlisten = \"127.0.0.1:0\"\n[store]\nkind = \"etcd\"\n\
+         endpoints = [\"http://{1}\"]\nprefix = \"/devfleet-test\"\n",
+        dir.display(),
+        cluster.address(0)
+    );
+    let file = dir.join(format!("{name}.toml"));
+    std::fs::write(&file, text).expect("written");
+    Config::load(&file).expect("valid")
+}
+
+async fn start(config: &Config) -> Running {
+    server::start(config, Clock::system()).await.expect("it starts")
+}
+
+async fn leader_of(store: &SharedStore) -> Vec<u8> {
+    let looking = async {
+        loop {
+            if let Some(entry) = store.get(&leader_key()).await.expect("get") {
+                return entry.value;
+            }
+            // sleep: the pace at which the key is looked at
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, looking).await.expect("one leads in time")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_controllers_are_one_fleet_and_when_the_leader_stops_the_other_leads() {
+    let (dir, cluster) = (tempfile::tempdir().expect("dir"), Cluster::start(1));
+    let store = cluster.store(0, "test").await;
+    let first = start(&config(dir.path(), "a", "ca", &cluster)).await;
+    let led_by = leader_of(&store).await;
+    let second = start(&config(dir.path(), "b", "ca", &cluster)).await;
+    let (one, two) = (dir.path().join("token-a"), dir.path().join("token-b"));
+    let both = tokio::join!(server::bootstrap(&first, &one), server::bootstrap(&second, &two));
+    assert!(both.0.is_ok() && both.1.is_ok(), "{both:?}");
+    assert!(one.exists() != two.exists(), "one token, whoever made it");
+
+    let stranger = server::start(&config(dir.path(), "c", "another-ca", &cluster), Clock::system()).await.map(drop);
+    assert!(matches!(stranger, Err(StartError::Fleet(_))), "{stranger:?}");
+    let twin = server::start(&config(dir.path(), "b", "ca", &cluster), Clock::system()).await.map(drop);
+    assert!(matches!(twin, Err(StartError::InUse { .. })), "{twin:?}");
+
+    assert_eq!(leader_of(&store).await, led_by, "it still leads");
+    first.stop().await;
+    let moved = async {
+        while leader_of(&store).await == led_by {
+            // sleep: the pace at which the key is looked at
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, moved).await.expect("the other leads in time");
+    second.stop().await;
+}
+
+fn url(controller: &Running) -> String {
+    format!("https://localhost:{}", controller.address.port())
+}
+
+/// A channel without a certificate, as people have.
+fn plain(controller: &Running) -> Channel {
+    let trust = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(controller.authority.certificate_pem()));
+    Endpoint::from_shared(url(controller))
+        .and_then(|endpoint| endpoint.tls_config(trust))
+        .expect("settings")
+        .connect_lazy()
+}
+
+/// Opens a session and returns it once it was welcomed; the sender keeps it open.
+async fn welcomed(identity: &HostIdentity, at: &Running) -> (mpsc::Sender<HostMessage>, Streaming<ControllerMessage>) {
+    let opening = async {
+        loop {
+            let (up, messages) = mpsc::channel(4);
+            let hello = v1::Hello { incarnation: "1".into(), ..Default::default() };
+            up.send(HostMessage { kind: Some(host_message::Kind::Hello(hello)) }).await.expect("room");
+            let mut client = SessionClient::new(identity.channel(&url(at)).expect("channel"));
+            if let Ok(answer) = client.open(ReceiverStream::new(messages)).await {
+                let mut down = answer.into_inner();
+                if let Ok(Some(ControllerMessage { kind: Some(Kind::Welcome(_)) })) = down.message().await {
+                    return (up, down);
+                }
+            }
+            // sleep: the pace of tries, as a host has one
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, opening).await.expect("welcomed in time")
+}
+
+/// Asks a controller for the hosts that are connected.
+async fn connected(at: &Running, token: &Secret) -> Vec<String> {
+    let mut request = Request::new(v1::ListHostsRequest {});
+    let bearer = format!("Bearer {}", token.expose()).parse().expect("a header");
+    request.metadata_mut().insert("authorization", bearer);
+    let answer = FleetClient::new(plain(at)).list_hosts(request).await.expect("an answer").into_inner();
+    answer.hosts.into_iter().filter(|host| host.connected).map(|host| host.name).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_and_people_may_come_to_any_controller() {
+    let (dir, cluster) = (tempfile::tempdir().expect("dir"), Cluster::start(1));
+    let store = cluster.store(0, "test").await;
+    let leader = start(&config(dir.path(), "a", "ca", &cluster)).await;
+    leader_of(&store).await;
+    let other = start(&config(dir.path(), "b", "ca", &cluster)).await;
+    let (_, operator) = other.tokens.create("test", Role::Operator, None).await.expect("token");
+    let terms = JoinTerms::once(Duration::from_secs(600));
+    let (join, _) = other.tokens.create_join(&terms, &other.authority.fingerprint()).await.expect("token");
+    let identity =
+        HostIdentity::join(&dir.path().join("host"), &url(&other), &join, "host-1").await.expect("it joins anywhere");
+
+    let (_up, mut down) = welcomed(&identity, &other).await;
+    assert_eq!(connected(&leader, &operator).await, ["host-1"], "the session is the leader's");
+    assert_eq!(connected(&other, &operator).await, ["host-1"], "and everybody knows");
+
+    // The name of a host alone opens nothing: it counts beside a controller's certificate only.
+    let mut claimed = Request::new(tokio_stream::empty::<HostMessage>());
+    claimed.metadata_mut().insert("devfleet-host", identity.host().as_str().parse().expect("a header"));
+    for controller in [&leader, &other] {
+        let mut claimed_here = Request::new(tokio_stream::empty::<HostMessage>());
+        *claimed_here.metadata_mut() = claimed.metadata().clone();
+        let refused = SessionClient::new(plain(controller)).open(claimed_here).await.map(drop);
+        assert_eq!(refused.expect_err("refused").code(), Code::PermissionDenied);
+    }
+
+    leader.stop().await;
+    let ended = tokio::time::timeout(PATIENCE, async { while let Ok(Some(_)) = down.message().await {} }).await;
+    assert!(ended.is_ok(), "its session ends with the leader");
+    let (_up, _down) = welcomed(&identity, &other).await;
+    assert_eq!(connected(&other, &operator).await, ["host-1"], "the next leader has it");
+    other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_embedded_store_moves_into_etcd_whole_and_only_into_an_empty_one() {
+    let (dir, cluster) = (tempfile::tempdir().expect("dir"), Cluster::start(1));
+    let from: SharedStore = Embedded::open(&dir.path().join("store.redb"), Clock::system()).expect("open");
+    let lease = from.grant_lease(Duration::from_secs(600)).await.expect("lease");
+    let put = |key: String, lease| Change::Put { key, value: vec![b'v'; 20_000], lease };
+    for n in 0..100 {
+        let then = vec![put(format!("/devfleet/v1/projects/p{n}"), None)];
+        from.commit(Transaction { when: Vec::new(), then }).await.expect("commit");
+    }
+    let then =
+        vec![put("/devfleet/v1/idempotency/a".into(), Some(lease)), put("/devfleet/v1/leader".into(), Some(lease))];
+    from.commit(Transaction { when: Vec::new(), then }).await.expect("commit");
+
+    let to = cluster.store(0, "migrate").await;
+    let moved = migrate(&from, &to).await.expect("moved");
+    assert_eq!((moved.keys, moved.bytes), (101, 101 * 20_000));
+    let copied = to.range("/devfleet/v1/").await.expect("range").entries;
+    let source = from.range("/devfleet/v1/").await.expect("range").entries;
+    let plain = |entries: Vec<devfleet_controller::store::Entry>| -> Vec<(String, Vec<u8>)> {
+        entries.into_iter().map(|entry| (entry.key, entry.value)).collect()
+    };
+    let expected: Vec<_> = plain(source).into_iter().filter(|(key, _)| !key.ends_with("leader")).collect();
+    assert!(copied.iter().any(|entry| entry.lease.is_some()), "idempotency keys stay on a lease");
+    assert_eq!(plain(copied), expected, "everything but what belongs to a process");
+
+    let again = migrate(&from, &to).await;
+    assert!(matches!(again, Err(MigrateError::NotEmpty(101))), "{again:?}");
+}
