@@ -2,6 +2,13 @@
 //!
 //! `cargo bench -p devfleet-controller --bench scheduler`
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a benchmark measures time and talks to the terminal"
+)]
+
 use std::sync::Arc;
 use std::time::Instant;
 

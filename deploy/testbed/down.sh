@@ -93,7 +93,7 @@ unmount_all
 detach_loops
 remove_namespaces
 # Only what a testbed has in it: a directory that was named by mistake loses nothing else.
-rm -rf --one-file-system "$DIR"/[hec][0-9] "$DIR"/{run,work,state,images.tar,context.toml,authority.pem,token}
+rm -rf --one-file-system "$DIR"/[hec][0-9] "$DIR"/{run,work,ca,files,state,images.tar,context.toml,authority.pem,token}
 [ ! -d "$DIR" ] || rmdir "$DIR" 2>/dev/null
 
 left="$(pids_by_directory)$(grep -o " $DIR/[^ ]*" /proc/self/mountinfo)$(ip netns | grep -o "^$TAG[^ ]*")"

@@ -143,24 +143,31 @@ TOML
     start_part "$1.host"
 }
 
-host_controllers() { printf 'controller = "https://%s:7443"\n' "$(address_of c1)"; }
-
+# The first controller makes the fleet's authority; the others get it before they start, as operators copy it.
 make_controller() { # NODE
-    cat >"$DIR/$1/controller.toml" <<TOML
-data_dir = "$DIR/$1/controller"
-listen = "0.0.0.0:7443"
-names = ["$(address_of "$1")"]
-max_running = 50
-TOML
+    mkdir -p "$DIR/ca" "$DIR/files"
+    {
+        printf 'data_dir = "%s"\nlisten = "0.0.0.0:7443"\nnames = ["%s"]\n' "$DIR/$1/controller" "$(address_of "$1")"
+        printf 'max_running = 50\nca_dir = "%s"\nfiles_dir = "%s"\n' "$DIR/ca" "$DIR/files"
+        printf '[store]\nkind = "etcd"\nendpoints = [%s]\n' "$(endpoints)"
+    } >"$DIR/$1/controller.toml"
     write_part "$1.controller" "-u http_proxy -u https_proxy" "$BIN/devfleet-controller" \
         --config "$DIR/$1/controller.toml" --bootstrap-token-file "$DIR/$1/token"
     start_part "$1.controller"
 }
 
+endpoints() {
+    local node list=""
+    for node in "${MEMBERS[@]}"; do list="$list, \"http://$(address_of "$node"):2379\""; done
+    printf '%s' "${list#, }"
+}
+
+host_controllers() { printf 'controller = "https://%s:7443"\n' "$(address_of c1)"; }
+
 write_context() {
     await 60 "the operator's token (see $DIR/run/c1.controller.log)" test -s "$DIR/c1/token"
     cp "$DIR/c1/token" "$DIR/token"
-    cp "$DIR/c1/controller/ca/authority.pem" "$DIR/authority.pem"
+    cp "$DIR/ca/authority.pem" "$DIR/authority.pem"
     (
         umask 077
         printf 'controller = "https://%s:7443"\ntoken = "%s"\nauthority = """\n%s"""\n' \
@@ -196,6 +203,7 @@ for node in "${MEMBERS[@]}"; do make_member "$node"; done
 for node in "${HOSTS[@]}"; do make_engine "$node"; done
 make_controller c1
 write_context
+make_controller c2
 filling=()
 for node in "${HOSTS[@]}"; do
     fill_engine "$node" &

@@ -15,6 +15,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// The hosts' nodes.
 pub(crate) const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 
+/// The store's members' nodes.
+pub(crate) const MEMBERS: [&str; 3] = ["e1", "e2", "e3"];
+
 /// A testbed that is up. Dropping it takes it down; so does the end of this process, whatever ends it.
 pub(crate) struct Fleet {
     dir: PathBuf,

@@ -16,6 +16,7 @@ mod people;
 mod runner;
 mod scanner;
 mod scenes;
+mod watcher;
 mod work;
 
 #[path = "../it/support"]

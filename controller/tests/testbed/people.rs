@@ -69,6 +69,14 @@ impl People {
         self.try_submit(project, agent).await.expect("the job is accepted")
     }
 
+    /// Makes a call once, with the first controller that is there.
+    pub(crate) async fn once<T>(
+        &self,
+        call: impl AsyncFn(&Connection) -> Result<Response<T>, Status>,
+    ) -> Result<T, Status> {
+        call(&self.connections[0]).await.map(Response::into_inner)
+    }
+
     async fn try_submit(&self, project: &str, agent: &str) -> Result<String, Status> {
         let request = submission(project, agent);
         let answer = self.call(async |to| to.jobs().submit(request.clone()).await).await?;

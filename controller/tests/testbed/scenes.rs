@@ -8,6 +8,7 @@ mod hosts;
 mod jobs;
 mod network;
 mod secrets;
+mod store;
 
 use futures_util::future::LocalBoxFuture;
 
@@ -52,7 +53,7 @@ pub(crate) const SCENES: &[Scene] = &[
     scene!("2", Quick, hosts::a_host_daemon_that_is_killed_at_any_moment_of_a_job_finishes_it),
     scene!("37", Quick, hosts::an_engine_that_is_killed_keeps_its_containers),
     scene!("38", Long, hosts::an_engine_that_dies_with_all_its_shims_leaves_no_process),
-    scene!("40", Quick, hosts::an_engine_that_hangs_is_waited_for),
+    scene!("40", Long, hosts::an_engine_that_hangs_is_waited_for),
     scene!("42", Quick, engines::a_container_whose_making_was_not_answered_is_made_once),
     scene!("41", Quick, engines::an_engine_that_answers_with_errors_is_asked_again),
     scene!("43", Quick, jobs::a_container_that_cannot_be_removed_holds_up_no_job),
@@ -61,6 +62,13 @@ pub(crate) const SCENES: &[Scene] = &[
     scene!("53", Long, jobs::floods_of_output_do_not_delay_the_neighbours),
     scene!("56", Long, jobs::a_job_that_ignores_signals_and_hides_is_removed_whole),
     scene!("4", Quick, controllers::controllers_that_are_killed_lose_no_job_and_charge_no_attempt),
+    scene!("5", Quick, controllers::a_leader_that_stands_still_writes_nothing_when_it_goes_on),
+    scene!("27", Quick, store::a_member_that_is_killed_is_not_noticed),
+    scene!("27", Long, store::a_leading_member_that_stands_still_is_not_noticed),
+    scene!("28", Quick, store::a_lease_that_lies_moves_no_job_that_is_proven),
+    scene!("30", Quick, store::a_store_that_is_away_costs_time_alone),
+    scene!("32", Long, store::a_store_without_room_refuses_jobs_and_finishes_what_runs),
+    scene!("34", Long, store::a_history_that_is_compacted_is_read_anew),
     scene!("19", Quick, network::a_partition_shorter_than_the_freeze_is_not_noticed),
     scene!("21", Quick, network::a_flapping_link_causes_no_thrashing),
     scene!("22", Quick, network::lost_packets_cost_time_alone),

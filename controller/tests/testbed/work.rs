@@ -11,6 +11,7 @@ use crate::invariants;
 use crate::people::{People, phase};
 use crate::scanner::Scanner;
 use crate::support::gitlab::{GitLabStandIn, ProjectHandle, Scope};
+use crate::watcher::Watcher;
 
 const IMAGE: &str = "devfleet-test/python:3.11";
 /// Passes when the agent did the task, once.
@@ -31,6 +32,7 @@ pub(crate) struct Stage {
     /// The project, in the forge.
     pub(crate) project: ProjectHandle,
     scanner: Scanner,
+    watcher: Watcher,
     canary: String,
     accepted: Mutex<Vec<String>>,
 }
@@ -47,7 +49,8 @@ impl Stage {
         let project = gitlab.create_project("team/app", &files);
         let canary = format!("canary-{}", uuid::Uuid::new_v4());
         let scanner = Scanner::start(fleet.dir());
-        let stage = Stage { fleet, people, gitlab, project, scanner, canary, accepted: Mutex::default() };
+        let watcher = Watcher::start(&fleet);
+        let stage = Stage { fleet, people, gitlab, project, scanner, watcher, canary, accepted: Mutex::default() };
         stage.apply().await;
         stage.people.all_hosts_ready().await;
         stage
@@ -112,6 +115,21 @@ impl Stage {
         self.people.nodes().iter().map(|node| format!("{node}.controller")).collect()
     }
 
+    /// Returns the part of the controller that leads, as the store says.
+    pub(crate) async fn leader(&self) -> String {
+        wait_for("a leader", async || {
+            let changes = self.watcher.changes();
+            let mut leads = changes.iter().rev().filter(|change| change.key == "/devfleet/v1/leader");
+            let id = leads.next()?.value.as_ref()?["controller"].as_str()?.to_owned();
+            let known = |node: &&&str| {
+                let file = self.fleet.dir().join(node).join("controller/controller-id");
+                std::fs::read_to_string(file).is_ok_and(|text| text.trim() == id)
+            };
+            Some(format!("{}.controller", self.people.nodes().iter().find(known)?))
+        })
+        .await
+    }
+
     /// Returns the containers of a job that have processes now, as the kernel has them.
     pub(crate) fn running(&self, job: &str) -> Vec<Running> {
         self.scanner.latest().into_iter().filter(|running| running.job == job).collect()
@@ -143,6 +161,8 @@ impl Stage {
         history.merge_requests = opened.collect();
         history.left = self.leftovers().await;
         history.scans = self.scanner.take();
+        history.changes = self.watcher.changes();
+        assert!(!history.changes.is_empty(), "the store's history is watched");
         let complaints = invariants::check(&history);
         assert!(complaints.is_empty(), "{}\n{jobs:#?}", complaints.join("\n"));
         jobs

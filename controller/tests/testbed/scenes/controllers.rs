@@ -29,3 +29,22 @@ pub(super) async fn controllers_that_are_killed_lose_no_job_and_charge_no_attemp
     }
     format!("{} kills, {} jobs", rounds * stage.controllers().len(), ids.len())
 }
+
+pub(super) async fn a_leader_that_stands_still_writes_nothing_when_it_goes_on(stage: &Stage, chaos: bool) -> String {
+    let mut paused = Vec::new();
+    for _ in 0..if chaos { 5 } else { 1 } {
+        stage.submit("steady-5").await;
+        let leader = stage.leader().await;
+        let pause = stage.fleet.pause(&leader);
+        // Longer than the leader's lease and the longest election of the store.
+        last(Duration::from_secs(30)).await;
+        let next = stage.leader().await;
+        assert_ne!(leader, next, "another one leads meanwhile");
+        drop(pause);
+        stage.people.answering().await;
+        paused.push(leader);
+    }
+    let jobs = stage.settle().await;
+    assert!(jobs.iter().all(|job| job.outcome == "succeeded"), "{jobs:#?}");
+    format!("paused: {}", paused.join(", "))
+}
