@@ -78,6 +78,7 @@ collect_missing() {
         need nsenter util-linux
         need mkfs.ext4 e2fsprogs
         need etcd etcd-server
+        need etcdctl etcd-client
     fi
     if [ "$MODE" = bench ]; then need docker-compose docker-compose; fi
 }
