@@ -31,7 +31,7 @@ use crate::config::Config;
 use crate::disk;
 use crate::engine::SharedEngine;
 use crate::engine::docker::DockerEngine;
-use crate::environment::{Images, InvalidPool, PrivateImages};
+use crate::environment::{Images, InvalidPool, PrivateImages, RegistryMirrors};
 use crate::freeze::{Freezer, Proofs};
 use crate::identity::{HostIdentity, IdentityError};
 use crate::ledger::LedgerError;
@@ -159,7 +159,9 @@ pub async fn start(
     let around = Arc::new(Surroundings {
         clock: clock.clone(),
         pool: config.network_pool.parse()?,
-        images: Images::new(Arc::clone(&engine), host.clone()).remembering(private_images(&config.data_dir)?),
+        images: Images::new(Arc::clone(&engine), host.clone())
+            .remembering(private_images(&config.data_dir)?)
+            .through(RegistryMirrors(config.registry_mirrors.clone())),
         caches: Caches::new(Arc::clone(&engine), host.clone(), &config.data_dir, config.cache_budget.0),
         code,
         controller: Arc::new(RemoteController { dial: Arc::clone(&dial) }),
