@@ -2,6 +2,7 @@
 //!
 //! A field that is not known is refused, and every complaint names the file, the line or key, and what to write instead.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,6 +43,10 @@ pub struct Config {
     /// How much of the engine's disk sealed dependency caches may take: `20GiB`. `0` keeps none.
     #[serde(default = "default_cache_budget")]
     pub cache_budget: ByteSize,
+    /// Mirrors that are asked before a registry, by the registry's name: `"docker.io" = "mirror.example.com:5000/hub"`.
+    /// A registry whose mirror fails is asked itself.
+    #[serde(default)]
+    pub registry_mirrors: BTreeMap<String, String>,
     /// A file with the join token, for the first start. Deleted once the host has joined. The variable
     /// `DEVFLEET_JOIN_TOKEN` comes before it.
     #[serde(default)]
@@ -160,6 +165,20 @@ impl Config {
         if !(1..=1000).contains(&self.slots) {
             return bad("slots", &self.slots, "write a number from 1 to 1000");
         }
+        let is_place = |text: &str| {
+            !text.is_empty() && !text.contains("://") && !text.contains([' ', '@']) && !text.ends_with('/')
+        };
+        if !self
+            .registry_mirrors
+            .iter()
+            .all(|(registry, mirror)| is_place(registry) && !registry.contains('/') && is_place(mirror))
+        {
+            return bad(
+                "registry_mirrors",
+                &self.registry_mirrors,
+                "write registries and mirrors as host names without a scheme, for example { \"docker.io\" = \"mirror.example.com:5000/hub\" }",
+            );
+        }
         if self.protection_window < Span(Duration::from_secs(1)) {
             return bad(
                 "protection_window",
@@ -242,6 +261,11 @@ mod tests {
             ("data_dir = \"/d\"\nname = \"a\"\nengine = \"tcp://a\"", "engine", "unix://"),
             ("data_dir = \"/d\"\nname = \"a\"\nnetwork_pool = \"10.213.0.1/16\"", "network_pool", "prefix"),
             ("data_dir = \"/d\"\nname = \"a\"\nnetwork_pool = \"10.213.0.0/30\"", "network_pool", "8 to 26"),
+            (
+                "data_dir = \"/d\"\nname = \"a\"\nregistry_mirrors = {\"docker.io\" = \"https://a\"}",
+                "registry_mirrors",
+                "without a scheme",
+            ),
             ("data_dir = \"/d\"\nname = \"a\"\nslots = 0", "slots", "1 to 1000"),
             ("data_dir = \"/d\"\nname = \"a\"\nprotection_window = \"0s\"", "protection_window", "1s"),
             ("data_dir = \"/d\"\nname = \"a\"\nprotection_window = \"soon\"", "line 3", "15m"),

@@ -33,7 +33,7 @@ use crate::config::Config;
 use crate::disk;
 use crate::engine::SharedEngine;
 use crate::engine::docker::DockerEngine;
-use crate::environment::{Images, InvalidPool, PrivateImages};
+use crate::environment::{Images, InvalidPool, PrivateImages, RegistryMirrors};
 use crate::freeze::{Freezer, Proofs};
 use crate::identity::{HostIdentity, IdentityError};
 use crate::ledger::LedgerError;
@@ -178,7 +178,9 @@ pub async fn start(
         pool: config.network_pool.parse()?,
         slots: config.slots.into(),
         admitted: Admitted::default(),
-        images: Images::new(Arc::clone(&engine), host.clone()).remembering(private_images(&config.data_dir)?),
+        images: Images::new(Arc::clone(&engine), host.clone())
+            .remembering(private_images(&config.data_dir)?)
+            .through(RegistryMirrors(config.registry_mirrors.clone())),
         caches: Caches::new(Arc::clone(&engine), host.clone(), &config.data_dir, config.cache_budget.0),
         code,
         controller: Arc::new(RemoteController { dial: Arc::clone(&dial) }),

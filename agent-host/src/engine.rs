@@ -73,10 +73,12 @@ pub struct EngineFacts {
 }
 
 /// An image that is here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ImageFacts {
     /// Its content id, `sha256:…`.
     pub id: String,
+    /// What it runs on: `linux/amd64`, `linux/arm/v7`. Empty: not known.
+    pub platform: String,
     /// The user its containers run as; empty: root.
     pub user: String,
     /// Its entrypoint.

@@ -13,7 +13,7 @@ use super::ports::{Claim, ControllerError, Grant};
 use super::{Attempt, Halt};
 use crate::disk::{self, Space};
 use crate::engine::{ContainerState, EngineError, ImageFacts};
-use crate::environment::{EnvironmentError, ImageRequest, Pulls, reason_of};
+use crate::environment::{EnvironmentError, ImageRequest, Pulls, Wanted, reason_of};
 
 /// The pace at which a controller that cannot be reached is asked again.
 const ASK_AGAIN: Backoff = Backoff { first: Duration::from_millis(500), ceiling: Duration::from_secs(15) };
@@ -105,8 +105,7 @@ impl Attempt {
                 let pulls = self.pulls().await?;
                 let request = ImageRequest {
                     recipe: &self.assignment.recipe,
-                    base: &spec.image,
-                    platform: spec.platform.as_deref().unwrap_or_default(),
+                    base: Wanted::base(spec),
                     pulls: &pulls,
                     created: self.around.clock.now(),
                     note: &note,

@@ -278,10 +278,8 @@ impl Engine for MemoryEngine {
             let image = ImageFacts {
                 id: format!("sha256:{:064x}", state.builds),
                 user: build.arguments.get("DEVFLEET_USER").cloned().unwrap_or_default(),
-                entrypoint: Vec::new(),
-                command: Vec::new(),
-                ports: Vec::new(),
                 labels: build.labels.clone(),
+                ..ImageFacts::default()
             };
             state.images.insert(build.tag.clone(), image.clone());
             Ok(image)

@@ -142,7 +142,7 @@ fn grant(wire: v1::Grant) -> Grant {
         git,
         registries: registries.collect(),
         // An older controller names none.
-        pull_policy: PullPolicy::ALL.into_iter().find(|known| known.name() == wire.pull_policy).unwrap_or_default(),
+        pull_policy: PullPolicy::named(&wire.pull_policy).unwrap_or_default(),
     }
 }
 

@@ -138,14 +138,7 @@ where
 }
 
 pub(crate) fn image_facts(id: &str) -> ImageFacts {
-    ImageFacts {
-        id: id.into(),
-        user: String::new(),
-        entrypoint: Vec::new(),
-        command: Vec::new(),
-        ports: Vec::new(),
-        labels: Labels::new(),
-    }
+    ImageFacts { id: id.into(), ..ImageFacts::default() }
 }
 
 pub(crate) async fn collect(output: OutputStream) -> Vec<OutputFrame> {

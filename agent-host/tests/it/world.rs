@@ -151,14 +151,7 @@ impl World {
     /// A host with nothing on it, and an assignment whose every step passes.
     pub(crate) fn new() -> World {
         let engine = MemoryEngine::new();
-        let image = |number: u8| ImageFacts {
-            id: format!("sha256:base{number}"),
-            user: String::new(),
-            entrypoint: Vec::new(),
-            command: Vec::new(),
-            ports: Vec::new(),
-            labels: BTreeMap::new(),
-        };
+        let image = |number: u8| ImageFacts { id: format!("sha256:base{number}"), ..ImageFacts::default() };
         engine.add_to_registry("app:1", image(1));
         engine.add_to_registry("redis:7", image(2));
         engine.script("redis", Script::runs());

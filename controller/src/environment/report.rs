@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use devfleet_shared::environment::{CacheSpec, EnvironmentSpec, ServiceSpec};
 
 use super::commands::{self, Sorted};
-use super::job::Job;
+use super::job::{self, Job};
 use super::merged::Document;
 use super::purpose::Purpose;
 use super::select::{self, Choice};
@@ -36,6 +36,7 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
     notes.extend(borrow_setup(&choice, &mut sorted));
     notes.extend(about_builders(&choice));
     let user = option(choice.written.user.as_deref(), "user", &mut variables, &mut notes)?;
+    let pull = job::pull_policy(&choice.written, &mut notes);
     let platform = option(choice.written.platform.as_deref(), "platform", &mut variables, &mut notes)?;
 
     let mut report = Report { document, lines: Vec::new() };
@@ -74,6 +75,7 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
             entrypoint: choice.written.entrypoint,
             user,
             platform,
+            pull,
             services: services.specs,
             variables: values,
             caches: caches.specs,

@@ -227,8 +227,8 @@ async fn what_is_wanted_of_a_host_is_shown_with_who_and_why_and_outlasts_the_con
     let site = Site { dir, controller, operator };
     let host = site.host("box-1").await;
     assert_eq!((host.state.as_str(), host.labels.len()), ("drained", 1), "it was written down");
-    let resumed = site.fleet().resume_host(v1::ResumeHostRequest { host: "box-1".into(), reason: String::new() });
-    assert_eq!(resumed.await.expect("resumed").into_inner().state, "active");
+    let resume = v1::ResumeHostRequest { host: "box-1".into(), reason: String::new() };
+    assert_eq!(site.fleet().resume_host(resume).await.expect("resumed").into_inner().state, "active");
 
     let listed = site.fleet().list_controllers(v1::ListControllersRequest {}).await.expect("listed").into_inner();
     let [one] = &listed.controllers[..] else { panic!("{listed:?}") };
