@@ -34,7 +34,7 @@ use crate::config::Config;
 use crate::controllers::{ControllerIdError, Presence};
 use crate::gates::Gates;
 use crate::hosts::drain::Drain;
-use crate::identity::{Authority, IdentityError, Listener, Role, Tokens, server_tls};
+use crate::identity::{Authority, IdentityError, Listener, Role, ServerTls, Tokens, server_tls};
 use crate::jobs::Jobs;
 use crate::leader::{LeadOnly, Leader};
 use crate::logs::JobLogs;
@@ -223,8 +223,7 @@ pub async fn start_on<L: Listener>(
     lead_only.extend([Arc::new(reconciler) as Arc<dyn LeadOnly>, Arc::new(Compaction { store: store.clone() })]);
     tasks.spawn(Presence::of(&leader).run(shutdown.clone()));
     tasks.spawn(prove.run(shutdown.clone()));
-    let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone() };
-    tasks.spawn(upkeep.run(shutdown.clone()));
+    tasks.spawn(upkeep(&tls, &authority, config).run(shutdown.clone()));
     tasks.spawn(view.clone().follow(store.clone(), shutdown.clone()));
     tasks.spawn(sessions.only_while_leading(term, shutdown.clone()));
     tasks.spawn(leader.run(lead_only, shutdown.clone()));
@@ -255,6 +254,10 @@ pub async fn bootstrap(running: &Running, path: &Path) -> Result<(), StartError>
         file.sync_all()
     };
     write().map_err(|source| StartError::BootstrapToken { path: path.display().to_string(), source })
+}
+
+fn upkeep(tls: &ServerTls, authority: &Arc<Authority>, config: &Config) -> Upkeep {
+    Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone() }
 }
 
 /// What the leader does about hosts: those that are silent, and those that are to be empty.

@@ -42,7 +42,7 @@ pub(super) enum HostsCommand {
         /// The host's name, its id, or the beginning of it
         host: String,
         /// NAME=VALUE sets a label, NAME- removes one
-        #[arg(required = true, value_name = "LABEL", allow_hyphen_values = true)]
+        #[arg(required = true, value_name = "LABEL")]
         labels: Vec<String>,
     },
     /// Take a host out of the fleet: its certificate is refused from then on
