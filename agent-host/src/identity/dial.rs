@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use devfleet_shared::endpoints::Endpoints;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -36,13 +37,18 @@ pub(super) async fn connect(
         .map_err(|source| IdentityError::Connect { url: url.to_owned(), source })
 }
 
-/// Connects when the channel is first used, and again whenever the connection broke.
+/// Connects when the channel is first used, and again whenever the connection broke: to the first address that answers.
 pub(super) fn lazily(
-    url: &str,
+    endpoints: Arc<Endpoints>,
     config: impl Fn() -> Arc<ClientConfig> + Clone + Send + Sync + 'static,
 ) -> Result<Channel, IdentityError> {
-    let (endpoint, target) = endpoint(url)?;
-    Ok(endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| open(target.clone(), config()))))
+    let made = endpoints.urls().iter().map(|url| endpoint(url)).collect::<Result<Vec<_>, _>>()?;
+    let targets: Arc<[Target]> = made.iter().map(|(_, target)| target.clone()).collect();
+    // The address of the endpoint is a name for HTTP alone; the time is for all of them.
+    let endpoint = made.into_iter().next().map(|(endpoint, _)| endpoint);
+    let endpoint = endpoint.ok_or_else(|| IdentityError::BadUrl { url: String::new() })?;
+    let connector = service_fn(move |_: Uri| open_any(Arc::clone(&endpoints), Arc::clone(&targets), config()));
+    Ok(endpoint.connect_timeout(CONNECT_TIMEOUT * 4).connect_with_connector_lazy(connector))
 }
 
 /// Makes a call that does not wait for ever.
@@ -78,6 +84,28 @@ fn endpoint(url: &str) -> Result<(Endpoint, Target), IdentityError> {
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
     Ok((endpoint, target))
+}
+
+/// Connects to the first that answers, beginning with the one that did so last.
+async fn open_any(
+    endpoints: Arc<Endpoints>,
+    targets: Arc<[Target]>,
+    config: Arc<ClientConfig>,
+) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+    let mut last = io::Error::from(io::ErrorKind::NotConnected);
+    for place in endpoints.order() {
+        match open(targets[place].clone(), Arc::clone(&config)).await {
+            Ok(connection) => {
+                endpoints.answered(place);
+                return Ok(connection);
+            }
+            Err(error) => {
+                tracing::debug!(url = endpoints.urls()[place], %error, "a controller cannot be reached");
+                last = error;
+            }
+        }
+    }
+    Err(last)
 }
 
 async fn open(target: Target, config: Arc<ClientConfig>) -> io::Result<TokioIo<TlsStream<TcpStream>>> {

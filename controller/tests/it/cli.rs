@@ -10,7 +10,7 @@ mod up;
 
 use fake::{DIGEST, Fake, JOB, Ran, TOKEN, Then, job, record, refusal};
 
-const READS: [&[&str]; 12] = [
+const READS: [&[&str]; 13] = [
     &["projects", "list"],
     &["jobs", "list"],
     &["jobs", "show", "0b5e"],
@@ -21,6 +21,7 @@ const READS: [&[&str]; 12] = [
     &["diff", "0b5e"],
     &["hosts", "list"],
     &["hosts", "show", "box1"],
+    &["controllers", "list"],
     &["tokens", "list"],
     &["whoami"],
 ];
@@ -45,13 +46,19 @@ async fn every_command_that_changes_something_says_what_it_did() {
     let file = fake.dir.path().join("project.toml");
     std::fs::write(&file, "name = 'tally'").expect("written");
     let file = file.to_str().expect("text");
-    let lines: [(&[&str], &str); 6] = [
+    let lines: [(&[&str], &str); 12] = [
         (&["projects", "apply", file], "project tally created"),
         (&["projects", "remove", "tally"], "project tally removed"),
         (&["reject", "0b5e", "--reason", "no"], "rejected"),
         (&["cancel", "0b5e"], "is being stopped"),
         (&["tokens", "revoke", "t1"], "token t1 revoked"),
         (&["sweep", "--dry-run"], "box1"),
+        (&["hosts", "cordon", "box1", "--reason", "new kernel"], "box1: cordoned by ann"),
+        (&["hosts", "drain", "box1", "--deadline", "10m", "--then", "wait"], "2 run; waited for"),
+        (&["hosts", "uncordon", "box1"], "box1: "),
+        (&["hosts", "resume", "box1"], "box1: "),
+        (&["hosts", "label", "box1", "zone=eu", "old-"], "labels zone=eu"),
+        (&["hosts", "remove", "box1", "--force"], "2 of its jobs start anew"),
     ];
     for (line, expected) in lines {
         let ran = fake.run(line).await;
