@@ -183,7 +183,7 @@ impl HostIdentity {
             }
         };
         let config = Arc::new(tls::pinned_client(&pin)?);
-        let channel = dial::connect(controller_url, move || Arc::clone(&config)).await?;
+        let channel = devfleet_proto::dial::connect(controller_url, move || Arc::clone(&config)).await?;
         let request = JoinRequest { token: join_token.expose().to_owned(), signing_request, name: name.to_owned() };
         let answer = FleetClient::new(channel).join(dial::with_deadline(request)).await.map_err(refused)?.into_inner();
         if tls::fingerprint(&answer.authority)? != pin {
@@ -237,7 +237,8 @@ impl HostIdentity {
     /// Makes such a channel to whichever of these controllers answers, and goes to the next when it is away.
     pub fn channel_to(&self, endpoints: Arc<Endpoints>) -> Result<Channel, IdentityError> {
         let current = Arc::clone(&self.current);
-        dial::lazily(endpoints, move || Arc::clone(&current.read().unwrap_or_else(PoisonError::into_inner).config))
+        let config = move || Arc::clone(&current.read().unwrap_or_else(PoisonError::into_inner).config);
+        Ok(devfleet_proto::dial::lazily(endpoints, config)?)
     }
 
     /// Sets the identity of a host that was removed aside, so that it can join anew. Returns where it is now.

@@ -69,6 +69,33 @@ async fn every_command_that_changes_something_says_what_it_did() {
 }
 
 #[tokio::test]
+async fn of_several_controllers_the_next_is_asked_when_one_is_away_and_a_change_is_made_once() {
+    let fake = Fake::start().await;
+    let text = std::fs::read_to_string(&fake.context).expect("the context");
+    let line = text.lines().find(|line| line.starts_with("controller = ")).expect("a controller");
+    let url = line.trim_start_matches("controller = ");
+    let away = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+    let several = format!("controllers = [\"https://{away}\", {url}]");
+    let file = fake.dir.path().join("several.toml");
+    devfleet_controller::cli::context::write_private(&file, text.replace(line, &several).as_bytes()).expect("written");
+    let file = file.to_str().expect("text");
+    for line in [&["whoami"][..], &["cancel", "0b5e"]] {
+        let ran = fake.run(&[line, &["--context-file", file]].concat()).await;
+        assert_eq!(ran.code, 0, "{line:?}: {ran:?}");
+    }
+    let calls = fake.canned.script(|script| script.calls.clone());
+    assert_eq!(calls.iter().filter(|(call, _)| *call == "Cancel").count(), 1, "{calls:?}");
+    let none = text.replace(line, "controllers = []");
+    let both = text.replace(line, &format!("{line}\n{several}"));
+    for (wrong, told) in [(none, "must name a controller"), (both, "leave `controller` out")] {
+        devfleet_controller::cli::context::write_private(std::path::Path::new(file), wrong.as_bytes())
+            .expect("written");
+        let ran = fake.run(&["whoami", "--context-file", file]).await;
+        assert!(ran.code != 0 && ran.err.contains(told), "{ran:?}");
+    }
+}
+
+#[tokio::test]
 async fn every_unary_call_has_a_deadline_and_streams_have_none() {
     let fake = Fake::start().await;
     fake.canned.script(|script| script.watch = vec![(vec![job("ended", "succeeded")], None)]);

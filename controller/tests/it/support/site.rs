@@ -405,7 +405,7 @@ fn remove_from_engine(host_id: &str) {
 
 fn connect(dir: &Path, address: &str, token: &str) -> Connection {
     let authority = std::fs::read_to_string(dir.join("controller/ca/authority.pem")).expect("the authority");
-    let context = Context { controller: format!("https://{address}"), authority, token: Secret::new(token) };
+    let context = Context { controllers: vec![format!("https://{address}")], authority, token: Secret::new(token) };
     Connection::new(&context).expect("a connection")
 }
 
