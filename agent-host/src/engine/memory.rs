@@ -233,6 +233,7 @@ impl Engine for MemoryEngine {
                 data_root: "/".into(),
                 cpus: 2,
                 memory_bytes: 8 << 30,
+                runtimes: BTreeSet::from(["runc".to_owned()]),
             })
         })
     }

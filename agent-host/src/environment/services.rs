@@ -86,6 +86,7 @@ impl Devbox<'_> {
             cpu_millis: limits.resources.cpu_millis,
             memory_bytes,
             pids: limits.pids,
+            runtime: limits.runtime.clone(),
             init: true,
             keep_output: true,
             labels: self.labels(&service.name),

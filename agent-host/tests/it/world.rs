@@ -201,6 +201,8 @@ impl World {
             host: self.host.clone(),
             clock: self.clock.clone(),
             pool: "10.213.0.0/16".parse().expect("pool"),
+            slots: 4,
+            admitted: Default::default(),
             code: Arc::clone(&self.code) as _,
             controller: Arc::clone(&self.controller) as _,
             spools,
@@ -216,7 +218,7 @@ impl World {
         let spools = Spools::open_dir(self.dir.path().join("spool")).expect("spools");
         let around = self.around(spools.clone());
         let (supervisor, handle) =
-            Supervisor::adopt(Arc::clone(&around), self.dir.path().join("ledger"), 4).expect("adopt");
+            Supervisor::adopt(Arc::clone(&around), self.dir.path().join("ledger")).expect("adopt");
         let shutdown = CancellationToken::new();
         let supervisor = tokio::spawn(supervisor.run(shutdown.clone()));
         Daemon { handle, around, shutdown, supervisor, spools }
