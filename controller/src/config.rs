@@ -1,6 +1,7 @@
 //! The controller's TOML. Every field has a default but the data directory; unknown keys are refused.
 
 mod files;
+mod quarantine;
 mod store;
 
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use serde::Deserialize;
 
 use crate::timers::Timers;
 pub use files::{FilesConfig, S3Config};
+pub use quarantine::QuarantineConfig;
 pub use store::{EtcdConfig, StoreConfig};
 
 /// The controller's configuration.
@@ -34,6 +36,9 @@ pub struct Config {
     /// How hosts prove that they are there, and when their jobs are given to others.
     #[serde(default)]
     pub timers: Timers,
+    /// When a host that fails job after job gets no new ones.
+    #[serde(default)]
+    pub quarantine: QuarantineConfig,
     /// Where the fleet's authority lies, `authority.pem` and `authority.key`. `None`: `ca` in the data directory.
     pub ca_dir: Option<PathBuf>,
     /// Where other controllers reach this one, `https://name:port`. `None`: the first of `names`, and the port.
@@ -85,6 +90,7 @@ impl Config {
             max_running: default_max_running(),
             connection_age: default_connection_age(),
             timers: Timers::default(),
+            quarantine: QuarantineConfig::default(),
             ca_dir: None,
             address: None,
             files: None,
@@ -127,6 +133,7 @@ impl Config {
         if self.connection_age.0.is_zero() {
             return Err(ConfigError::Value { key: "connection_age", problem: "write a time such as 1h".into() });
         }
+        self.quarantine.validate().map_err(|problem| ConfigError::Value { key: "quarantine", problem })?;
         self.timers.validate().map_err(|problem| ConfigError::Value { key: "timers", problem })
     }
 }
@@ -168,6 +175,9 @@ mod tests {
         assert!(load("data_dir = \"/x\"\nmax_runing = 5").expect_err("a slip").contains("max_runing"));
         assert!(load("data_dir = \"/x\"\nmax_running = 0").expect_err("zero").contains("max_running"));
         assert!(load("data_dir = \"/x\"\nnames = []").expect_err("none").contains("names"));
+        let (after, pause) = ("[quarantine]\nafter = 51", "[quarantine]\npause = \"2h\"");
+        assert!(load(&format!("data_dir = \"/x\"\n{after}")).expect_err("too many").contains("quarantine"));
+        assert!(load(&format!("data_dir = \"/x\"\n{pause}")).expect_err("too long").contains("longest_pause"));
         assert!(Config::load(Path::new("/nonexistent.toml")).is_err());
     }
 

@@ -20,8 +20,10 @@ pub mod gates;
 pub mod publish;
 
 pub mod expiry;
+pub mod hosts;
 pub mod jobs;
 pub mod leader;
+pub mod quarantine;
 pub mod reclaim;
 pub mod reconcile;
 pub mod retries;

@@ -31,15 +31,17 @@ use crate::api::passing::{Passing, PassingLayer};
 use crate::api::session::SessionService;
 use crate::artifacts::Artifacts;
 use crate::config::Config;
-use crate::controllers::ControllerIdError;
+use crate::controllers::{ControllerIdError, Presence};
 use crate::files::{self, Files, FilesError, OpenFilesError};
 use crate::gates::Gates;
-use crate::identity::{Authority, IdentityError, Listener, Role, Tokens, server_tls};
+use crate::hosts::drain::Drain;
+use crate::identity::{Authority, IdentityError, Listener, Role, ServerTls, Tokens, server_tls};
 use crate::jobs::Jobs;
 use crate::leader::{LeadOnly, Leader};
 use crate::logs::JobLogs;
 use crate::publish::Publisher;
 use crate::reclaim::Reclaim;
+use crate::reconcile::snapshot::Defaults;
 use crate::reconcile::{Reconciler, Waiting};
 use crate::sessions::Sessions;
 use crate::sessions::prover::Prover;
@@ -180,7 +182,8 @@ pub async fn start_on<L: Listener>(
     let (logs, artifacts) = (JobLogs::new(files.clone()), Artifacts::new(files));
     let (waiting, waits) = watch::channel(Waiting::new());
     let (prove, prover) = Prover::new(store.clone(), this_start(&id), config.timers.host_lease.0);
-    let reclaim = reclaim(&view, &jobs, &logs, &clock, config);
+    let mut lead_only = of_hosts(&view, &jobs, &logs, &clock, config);
+    let defaults = Defaults { max_running: config.max_running, quarantine: config.quarantine.rules() };
 
     let reconciler = Reconciler {
         view: view.clone(),
@@ -188,7 +191,7 @@ pub async fn start_on<L: Listener>(
         jobs: jobs.clone(),
         gates: Gates { jobs: jobs.clone(), forges: forges.clone() },
         publisher: Publisher { jobs: jobs.clone(), forges: forges.clone() },
-        max_running: config.max_running,
+        defaults,
         clock: clock.clone(),
         waiting,
     };
@@ -210,7 +213,7 @@ pub async fn start_on<L: Listener>(
         tokens: tokens.clone(),
         authority: authority.clone(),
         forges: forges.clone(),
-        max_running: config.max_running,
+        defaults,
         clock: clock.clone(),
     };
     let (timers, of_sessions) = (config.timers, sessions.clone());
@@ -230,11 +233,10 @@ pub async fn start_on<L: Listener>(
     let services =
         Services { jobs: jobs_service, fleet: fleet_service, session: session_service, passing: Arc::new(passing) };
 
-    let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone() };
-    let lead_only: Vec<Arc<dyn LeadOnly>> =
-        vec![Arc::new(reconciler), Arc::new(reclaim), Arc::new(Compaction { store: store.clone() })];
+    lead_only.extend([Arc::new(reconciler) as Arc<dyn LeadOnly>, Arc::new(Compaction { store: store.clone() })]);
+    tasks.spawn(Presence::of(&leader).run(shutdown.clone()));
     tasks.spawn(prove.run(shutdown.clone()));
-    tasks.spawn(upkeep.run(shutdown.clone()));
+    tasks.spawn(upkeep(&tls, &authority, config).run(shutdown.clone()));
     tasks.spawn(view.clone().follow(store.clone(), shutdown.clone()));
     tasks.spawn(sessions.only_while_leading(term.clone(), shutdown.clone()));
     tasks.spawn(logs.clone().only_while_leading(term, shutdown.clone()));
@@ -269,9 +271,21 @@ pub async fn bootstrap(running: &Running, path: &Path) -> Result<(), StartError>
     write().map_err(|source| StartError::BootstrapToken { path: path.display().to_string(), source })
 }
 
-fn reclaim(view: &Arc<View>, jobs: &Arc<Jobs>, logs: &JobLogs, clock: &Clock, config: &Config) -> Reclaim {
+fn upkeep(tls: &ServerTls, authority: &Arc<Authority>, config: &Config) -> Upkeep {
+    Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone() }
+}
+
+/// What the leader does about hosts: those that are silent, and those that are to be empty.
+fn of_hosts(
+    view: &Arc<View>,
+    jobs: &Arc<Jobs>,
+    logs: &JobLogs,
+    clock: &Clock,
+    config: &Config,
+) -> Vec<Arc<dyn LeadOnly>> {
+    let drain = Drain { view: view.clone(), jobs: jobs.clone(), clock: clock.clone() };
     let (view, jobs, logs, clock) = (view.clone(), jobs.clone(), logs.clone(), clock.clone());
-    Reclaim { view, jobs, logs, clock, grace: config.timers.grace.0 }
+    vec![Arc::new(drain), Arc::new(Reclaim { view, jobs, logs, clock, grace: config.timers.grace.0 })]
 }
 
 /// Names this start of a controller: sessions of one that was killed a moment ago are not those of this one.
@@ -309,7 +323,7 @@ impl Services {
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .max_connection_age(connection_age)
             .max_connection_age_grace(AGE_GRACE)
-            .layer(AccessLayer { tokens: self.fleet.tokens.clone() })
+            .layer(AccessLayer { tokens: self.fleet.tokens.clone(), hosts: self.fleet.hosts() })
             .layer(PassingLayer { passing: self.passing })
             .add_service(health_service)
             .add_service(reflection_service)

@@ -21,11 +21,14 @@ const DECIDERS: &[&str] = &[
     "shared/src/job.rs",
     "shared/src/mask.rs",
     "shared/src/mask/",
+    "shared/src/protocol.rs",
     "shared/src/resources.rs",
     "shared/src/units.rs",
     "controller/src/environment.rs",
     "controller/src/environment/",
     "controller/src/expiry.rs",
+    "controller/src/hosts/load.rs",
+    "controller/src/quarantine.rs",
     "controller/src/reconcile/snapshot.rs",
     "controller/src/gates/difference.rs",
     "controller/src/jobs/reports.rs",
@@ -477,6 +480,7 @@ fn every_configuration_key_is_documented() {
     let text = read(page);
     let structs = [
         ("controller/src/config.rs", "Config"),
+        ("controller/src/config/quarantine.rs", "QuarantineConfig"),
         ("agent-host/src/config.rs", "Config"),
         ("controller/src/project.rs", "ProjectConfig"),
         ("controller/src/project.rs", "ForgeConfig"),

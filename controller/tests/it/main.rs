@@ -7,6 +7,7 @@ mod e2e;
 mod etcd;
 mod forge_contract;
 mod gates;
+mod hosts;
 mod identity;
 mod jobs;
 mod leader;

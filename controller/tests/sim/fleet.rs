@@ -361,6 +361,7 @@ impl Setup {
                 joined: self.clock.now(),
                 certificate_ends: self.clock.now().after(Duration::from_secs(24 * 3600)),
                 labels: BTreeMap::new(),
+                desired: Default::default(),
             };
             then.push(put(key::host(&machine.host), &record).expect("put"));
         }

@@ -74,15 +74,8 @@ async fn owned_job(store: &SharedStore, host: &HostId) {
         priority: 0,
     };
     let mut state = JobState::submitted(Timestamp(1));
-    state.attempts.push(AttemptRecord {
-        id: attempt.clone(),
-        host: host.clone(),
-        phase: Phase::Assigned,
-        branch: "devfleet/x".into(),
-        assigned: Timestamp(1),
-        ended: None,
-        held_until: None,
-    });
+    let assigned = AttemptRecord::assigned(attempt.clone(), host.clone(), "devfleet/x".into(), Timestamp(1));
+    state.attempts.push(assigned);
     let owner = Owner { host: host.clone(), attempt };
     let then = vec![
         put(key::spec(&id), &spec).expect("a record"),
