@@ -19,7 +19,7 @@ use devfleet_shared::environment::{EnvironmentSpec, Recipe};
 use devfleet_shared::id::{AttemptId, Digest, Fence, HostId, JobId};
 use devfleet_shared::job::{JobEvent, JobPhase, Outcome};
 
-const START: Timestamp = Timestamp(1_800_000_000_000);
+pub(crate) const START: Timestamp = Timestamp(1_800_000_000_000);
 
 /// Jobs over a store of their own.
 pub(crate) struct Bench {
