@@ -7,6 +7,7 @@ use devfleet_host::engine::Mount;
 use devfleet_host::engine::memory::{Fault, Piece, Script};
 use devfleet_shared::assignment::{AgentKind, Limits};
 use devfleet_shared::attempt::{AttemptResult, Failure, FailureReason, Phase, Step};
+use devfleet_shared::resources::Resources;
 
 use crate::world::{CANARY, World, commit, now, trouble, until};
 
@@ -301,8 +302,9 @@ async fn cancel_at_any_moment_ends_in_nothing_left_within_fifteen_seconds() {
             step => step,
         };
         world.running(before).await;
-        // sleep: the clock is paused; the call under way is to be deep in its wait
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        if in_code {
+            until("the call is under way", || world.code.waits() == Some(moment)).await;
+        }
         let asked = tokio::time::Instant::now();
         daemon.handle.apply(world.set(2, true), false).await;
         assert_eq!(world.finish(&daemon).await, AttemptResult::Cancelled, "{moment}");
@@ -357,9 +359,9 @@ async fn an_attempt_that_ended_is_not_begun_again_by_a_set_that_was_on_its_way()
     world.finish(&daemon).await;
     let calls = world.engine.calls().len();
     daemon.handle.apply(world.set(2, false), false).await;
-    daemon.handle.reserved().await;
-    // sleep: the clock is paused; whatever would begin anew has a minute for it
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    // Whatever was begun by the set has its room, and its ledger, before this is answered.
+    assert_eq!(daemon.handle.reserved().await, Resources::default());
+    assert!(!world.ledger().exists(), "it was begun again");
     assert!(daemon.handle.board().of(&world.attempt()).is_none());
     assert_eq!(world.engine.calls().len(), calls);
 }
@@ -380,12 +382,10 @@ async fn a_held_environment_stays_until_its_end_and_then_goes() {
     daemon.handle.acknowledge(world.attempt(), report.sequence, false).await;
     daemon.handle.acknowledge(world.attempt(), report.sequence, true).await;
     daemon.handle.apply(devfleet_host::assignments::AssignmentSet { generation: 9, ..Default::default() }, false).await;
-    daemon.handle.reserved().await;
-    // sleep: the clock is paused; this is most of the hold
-    tokio::time::sleep(Duration::from_secs(3_400)).await;
-    assert!(world.engine.container(&world.name("hold")).is_some());
+    let began = tokio::time::Instant::now();
     let over = |report: devfleet_host::attempt::reports::Report| report.held_until.is_none().then_some(report);
     let report = daemon.reported("the end of the hold", &world.attempt(), over).await;
+    assert!(began.elapsed() > Duration::from_secs(3_400), "it was ended after {:?}", began.elapsed());
     world.assert_nothing_is_left();
     daemon.handle.acknowledge(world.attempt(), report.sequence, false).await;
     daemon.gone(&world.attempt()).await;

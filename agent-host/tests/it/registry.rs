@@ -52,14 +52,14 @@ impl Registry {
             .spawn()
             .expect("this test needs docker-registry; run: deploy/setup.sh test");
         let registry = Self { program, host, password, directory };
-        for _ in 0..600 {
-            if tokio::net::TcpStream::connect(&registry.host).await.is_ok() {
-                return registry;
+        let mut looks = tokio::time::interval(Duration::from_millis(50));
+        let listening = async {
+            while tokio::net::TcpStream::connect(&registry.host).await.is_err() {
+                looks.tick().await;
             }
-            // sleep: the pace of looking in a loop with a bound
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("the registry does not listen");
+        };
+        tokio::time::timeout(Duration::from_secs(30), listening).await.expect("the registry listens");
+        registry
     }
 
     fn name(&self, image: &str) -> String {
