@@ -193,7 +193,7 @@ async fn one_protocol_version_may_lie_between_and_who_is_further_behind_is_told_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wanted_of_a_host_is_shown_with_who_and_why_and_outlasts_the_controller() {
     let site = Site::new().await;
-    site.joined("box-1").await;
+    let identity = site.joined("box-1").await;
     let mut fleet = site.fleet();
     let cordon = v1::CordonHostRequest { host: "box-1".into(), reason: "odd noises".into() };
     let host = fleet.cordon_host(cordon.clone()).await.expect("cordoned").into_inner();
@@ -222,11 +222,21 @@ async fn what_is_wanted_of_a_host_is_shown_with_who_and_why_and_outlasts_the_con
 
     let Site { dir, controller, operator } = site;
     controller.stop().await;
+    let restored = std::process::Command::new(env!("CARGO_BIN_EXE_devfleet"))
+        .args(["store", "restored", "--output", "json", "--config"])
+        .arg(dir.path().join("controller.toml"))
+        .output()
+        .expect("devfleet runs");
+    let printed = String::from_utf8_lossy(&restored.stdout).into_owned();
+    assert!(restored.status.success() && printed.contains("\"number\": 2"), "{restored:?}");
     let config = Config::load(&dir.path().join("controller.toml")).expect("valid");
     let controller = server::start(&config, Clock::system()).await.expect("it starts again");
     let site = Site { dir, controller, operator };
     let host = site.host("box-1").await;
     assert_eq!((host.state.as_str(), host.labels.len()), ("drained", 1), "it was written down");
+    let (_line, welcome) = Line::open(&site, &identity, hello()).await;
+    let Ok(Down::Welcome(welcome)) = welcome else { panic!("{welcome:?}") };
+    assert_eq!(welcome.generation.map(|generation| generation.number), Some(2), "hosts are told of the restore");
     let resume = v1::ResumeHostRequest { host: "box-1".into(), reason: String::new() };
     assert_eq!(site.fleet().resume_host(resume).await.expect("resumed").into_inner().state, "active");
 

@@ -19,7 +19,7 @@ use devfleet_shared::environment::{EnvironmentSpec, Recipe};
 use devfleet_shared::id::{AttemptId, Digest, Fence, HostId, JobId};
 use devfleet_shared::job::{JobEvent, JobPhase, Outcome};
 
-const START: Timestamp = Timestamp(1_800_000_000_000);
+pub(crate) const START: Timestamp = Timestamp(1_800_000_000_000);
 
 /// Jobs over a store of their own.
 pub(crate) struct Bench {
@@ -330,4 +330,23 @@ async fn of_changes_to_one_host_at_once_none_is_lost() {
     let entry = bench.store.get(&key::host(&host)).await.expect("read").expect("a record");
     let record: HostRecord = serde_json::from_slice(&entry.value).expect("JSON");
     assert_eq!(record.labels.len(), 16);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_job_is_given_to_a_host_after_it_was_closed_even_if_both_happen_at_once() {
+    let bench = Bench::new();
+    let hosts = Hosts { store: bench.store.clone(), clock: Clock::fixed(START) };
+    for _ in 0..60 {
+        let (job, host) = (bench.queued().await, bench.host().await);
+        let assigning = tokio::spawn({
+            let (jobs, job, host) = (bench.jobs.clone(), job.clone(), host.clone());
+            async move { jobs.assign(&term(), &job, &host, AttemptId::random()).await.expect("an answer") }
+        });
+        let closing = tokio::spawn({
+            let (hosts, host) = (hosts.clone(), host.clone());
+            async move { hosts.change(&host, |record, _| record.desired.wish = Wish::Cordoned).await.expect("closed") }
+        });
+        let (assigned, closed) = (assigning.await.expect("assigned"), closing.await.expect("closed"));
+        assert!(assigned.is_none_or(|assigned| assigned < closed), "{assigned:?} after {closed}");
+    }
 }

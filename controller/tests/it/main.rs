@@ -13,6 +13,7 @@ mod jobs;
 mod leader;
 mod logs;
 mod proving;
+mod quarantine;
 mod reclaim;
 mod store_contract;
 mod store_crash;
