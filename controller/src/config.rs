@@ -1,5 +1,6 @@
 //! The controller's TOML. Every field has a default but the data directory; unknown keys are refused.
 
+mod files;
 mod quarantine;
 mod store;
 
@@ -10,6 +11,7 @@ use devfleet_shared::units::Span;
 use serde::Deserialize;
 
 use crate::timers::Timers;
+pub use files::{FilesConfig, S3Config};
 pub use quarantine::QuarantineConfig;
 pub use store::{EtcdConfig, StoreConfig};
 
@@ -41,8 +43,8 @@ pub struct Config {
     pub ca_dir: Option<PathBuf>,
     /// Where other controllers reach this one, `https://name:port`. `None`: the first of `names`, and the port.
     pub address: Option<String>,
-    /// Where logs and diffs are kept. `None`: in the data directory. Several controllers share one directory.
-    pub files_dir: Option<PathBuf>,
+    /// Where logs and diffs are kept. `None`: in the data directory. Several controllers share one place.
+    pub files: Option<FilesConfig>,
     /// Where decisions are kept.
     #[serde(default)]
     pub store: StoreConfig,
@@ -91,7 +93,7 @@ impl Config {
             quarantine: QuarantineConfig::default(),
             ca_dir: None,
             address: None,
-            files_dir: None,
+            files: None,
             store: StoreConfig::default(),
         }
     }
@@ -114,13 +116,11 @@ impl Config {
         if self.ca_dir.as_ref().is_some_and(|directory| !directory.is_absolute()) {
             return Err(ConfigError::Value { key: "ca_dir", problem: "write an absolute path".into() });
         }
-        if self.files_dir.as_ref().is_some_and(|directory| !directory.is_absolute()) {
-            return Err(ConfigError::Value { key: "files_dir", problem: "write an absolute path".into() });
-        }
         if self.address.as_ref().is_some_and(|address| !address.starts_with("https://")) {
             return Err(ConfigError::Value { key: "address", problem: "write `https://name:port`".into() });
         }
         self.store.validate()?;
+        self.files.as_ref().map_or(Ok(()), FilesConfig::validate)?;
         if self.names.is_empty() || self.names.iter().any(|name| name.trim().is_empty()) {
             return Err(ConfigError::Value { key: "names", problem: "write at least one host name or address".into() });
         }

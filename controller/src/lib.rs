@@ -3,6 +3,7 @@
 
 pub mod artifacts;
 pub mod config;
+pub mod files;
 pub mod project;
 pub mod secrets;
 
@@ -31,8 +32,6 @@ pub mod scheduler;
 pub mod logs;
 pub mod sessions;
 pub mod timers;
-
-pub mod blocking;
 
 pub mod api;
 pub mod server;

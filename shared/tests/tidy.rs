@@ -32,6 +32,7 @@ const DECIDERS: &[&str] = &[
     "controller/src/reconcile/snapshot.rs",
     "controller/src/gates/difference.rs",
     "controller/src/jobs/reports.rs",
+    "controller/src/logs/segments.rs",
     "controller/src/retries.rs",
     "controller/src/scheduler.rs",
     "controller/src/store/bounds.rs",

@@ -183,18 +183,21 @@ impl SessionService {
             return Err(removed(Some(note)));
         }
         let claim = claim(host.clone(), &chunk.job, &chunk.attempt, chunk.fence)?;
-        let refuse = || v1::LogAck { attempt: chunk.attempt.clone(), offset: 0, refused: true };
+        let refuse = || v1::LogAck { attempt: claim.attempt.to_string(), offset: 0, refused: true };
         let had = self.parts.jobs.had(&claim).await.map_err(|error| job_status(&error))?;
         if !had {
             return Ok(refuse());
         }
-        match self.logs.append(&claim.job, &claim.attempt, &chunk).await {
-            Ok(offset) => Ok(v1::LogAck { attempt: chunk.attempt.clone(), offset, refused: false }),
+        match self.logs.append(&claim.job, &claim.attempt, chunk).await {
+            Ok(offset) => Ok(v1::LogAck { attempt: claim.attempt.to_string(), offset, refused: false }),
             Err(error @ LogError::Full { .. }) => {
                 warn!(job = %claim.job, attempt = %claim.attempt, error = %Chain(&error), "a log is full");
                 Ok(refuse())
             }
-            Err(error) => Err(refusal(Code::Unavailable, "LOG_FAILED", Chain(&error).to_string())),
+            Err(error) => {
+                warn!(job = %claim.job, attempt = %claim.attempt, error = %Chain(&error), "a log chunk could not be stored; its host keeps it");
+                Err(refusal(Code::Unavailable, "LOG_FAILED", Chain(&error).to_string()))
+            }
         }
     }
 
@@ -281,12 +284,11 @@ impl SessionService {
     }
 
     async fn keep_diff(&self, claim: &Claim, wanted: &v1::AuthorizePublishRequest) -> Result<(), Status> {
-        let (artifacts, job) = (self.artifacts.clone(), claim.job.clone());
-        let (diff, truncated) = (wanted.diff.clone(), wanted.diff_truncated);
-        let kept = crate::blocking::run(move || artifacts.keep_diff(&job, &diff, truncated)).await;
-        let failed =
-            |problem: String| refusal(Code::Unavailable, "ARTIFACT_FAILED", format!("cannot keep the diff: {problem}"));
-        kept.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+        let kept = self.artifacts.keep_diff(&claim.job, &claim.attempt, &wanted.diff, wanted.diff_truncated).await;
+        kept.map_err(|error| {
+            warn!(job = %claim.job, attempt = %claim.attempt, error = %Chain(&error), "a diff could not be kept");
+            refusal(Code::Unavailable, "ARTIFACT_FAILED", format!("cannot keep the diff: {}", Chain(&error)))
+        })
     }
 }
 

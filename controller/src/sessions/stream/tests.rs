@@ -96,7 +96,7 @@ async fn a_store_that_does_not_answer_ends_the_session_before_a_short_set_is_sen
         view: View::open(&store).await.expect("a view"),
         jobs: Jobs::new(store, clock.clone()),
         sessions: Arc::new(Sessions::new(clock)),
-        logs: JobLogs::new(directory.path().join("logs")),
+        logs: JobLogs::new(crate::files::Files::in_memory()),
         prover: Prover::new(mute.clone(), "c1".into(), Duration::from_secs(15)).1,
         timers: Timers::default(),
     };
