@@ -4,7 +4,7 @@
 #   deploy/setup.sh build    what building needs: a C compiler, protoc, git; checks the Rust toolchain
 #   deploy/setup.sh run      what running needs: git and a Docker engine that answers
 #   deploy/setup.sh test     both, debootstrap for test images on a machine without a container registry, what the
-#                            testbed stands on, and Claude Code for the tests that run it (they are left out where it
+#                            testbed stands on, a server that speaks S3, and Claude Code for the tests that run it (they are left out where it
 #                            cannot be had)
 #   deploy/setup.sh claude   only Claude Code for tests
 #   deploy/setup.sh bench    all of that, and docker-compose to compare with
@@ -79,6 +79,8 @@ collect_missing() {
         need mkfs.ext4 e2fsprogs
         need etcd etcd-server
         need etcdctl etcd-client
+        # A storage that speaks S3 comes from Python's package index, into an environment of its own.
+        python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     fi
     if [ "$MODE" = bench ]; then need docker-compose docker-compose; fi
 }
@@ -181,6 +183,22 @@ fetch_claude() {
     rm -rf "$part"
 }
 
+# A server that speaks the protocol of S3, below target/moto, for tests of logs and diffs in a bucket.
+fetch_moto() {
+    local root target
+    root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+    target="${CARGO_TARGET_DIR:-$root/target}/moto"
+    [ ! -x "$target/bin/moto_server" ] || return 0
+    say "fetching moto, a server that speaks S3, for tests"
+    rm -rf "$target"
+    { python3 -m venv "$target" &&
+        "$target/bin/pip" install --quiet --disable-pip-version-check 'moto[server,s3]==5.2.*' </dev/null >/dev/null; } || {
+        rm -rf "$target"
+        die "moto cannot be had (it takes python3 with venv, and a package index)" \
+            "by hand: python3 -m venv $target && $target/bin/pip install 'moto[server,s3]'"
+    }
+}
+
 if [ "$MODE" = claude ]; then
     fetch_claude
     exit 0
@@ -190,3 +208,4 @@ install_missing
 [ "$building" = no ] || check_rust
 [ "$running" = no ] || check_engine
 [ "$claude" = no ] || fetch_claude
+[ "$MODE" != test ] || fetch_moto

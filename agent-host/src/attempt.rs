@@ -33,6 +33,7 @@ use devfleet_shared::id::HostId;
 use devfleet_shared::units::Span;
 use tokio::sync::{OnceCell, watch};
 
+use crate::admitted::Admitted;
 use crate::caches::Caches;
 use crate::engine::{ImageFacts, SharedEngine};
 use crate::environment::{Devbox, Images, SubnetPool};
@@ -59,6 +60,10 @@ pub struct Surroundings {
     pub clock: Clock,
     /// Addresses for networks.
     pub pool: SubnetPool,
+    /// Environments at the same time.
+    pub slots: u64,
+    /// What is set aside for which attempt.
+    pub admitted: Admitted,
     /// Images.
     pub images: Images,
     /// Layers of dependency caches.

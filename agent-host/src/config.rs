@@ -2,9 +2,11 @@
 //!
 //! A field that is not known is refused, and every complaint names the file, the line or key, and what to write instead.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use devfleet_shared::endpoints::is_controller;
 use devfleet_shared::units::{ByteSize, Span};
 use serde::Deserialize;
 
@@ -15,9 +17,13 @@ pub struct Config {
     /// Where the daemon keeps its identity, ledgers, spools, mirrors and temporary files. An absolute path, on a disk
     /// that survives a restart, owned by one daemon.
     pub data_dir: PathBuf,
-    /// Where the controller listens: `https://name:port`.
-    #[serde(default = "default_controller")]
-    pub controller: String,
+    /// Where the controllers listen: `https://name:port` each. The host holds a session with one of them, and goes to the
+    /// next when that is away. Left out: `https://127.0.0.1:7443`.
+    #[serde(default)]
+    pub controllers: Vec<String>,
+    /// The same for a single controller. Not beside `controllers`.
+    #[serde(default)]
+    pub controller: Option<String>,
     /// The name under which people see this host: 1 to 63 letters, digits, dots or dashes.
     pub name: String,
     /// The container engine's socket: `unix:///path`.
@@ -37,6 +43,10 @@ pub struct Config {
     /// How much of the engine's disk sealed dependency caches may take: `20GiB`. `0` keeps none.
     #[serde(default = "default_cache_budget")]
     pub cache_budget: ByteSize,
+    /// Mirrors that are asked before a registry, by the registry's name: `"docker.io" = "mirror.example.com:5000/hub"`.
+    /// A registry whose mirror fails is asked itself.
+    #[serde(default)]
+    pub registry_mirrors: BTreeMap<String, String>,
     /// A file with the join token, for the first start. Deleted once the host has joined. The variable
     /// `DEVFLEET_JOIN_TOKEN` comes before it.
     #[serde(default)]
@@ -108,13 +118,28 @@ impl Config {
         Ok(config)
     }
 
+    /// Returns where the controllers listen, the one that is tried first in front.
+    pub fn endpoints(&self) -> Vec<String> {
+        match (&self.controller, self.controllers.is_empty()) {
+            (Some(one), _) => vec![one.clone()],
+            (None, true) => vec!["https://127.0.0.1:7443".into()],
+            (None, false) => self.controllers.clone(),
+        }
+    }
+
     fn validate(&self) -> Result<(), BadValue> {
         let bad = |key, value: &dyn std::fmt::Debug, advice| Err(BadValue { key, value: format!("{value:?}"), advice });
         if !self.data_dir.is_absolute() {
             return bad("data_dir", &self.data_dir, "write an absolute path, for example \"/var/lib/devfleet-host\"");
         }
-        if !is_controller(&self.controller) {
-            return bad("controller", &self.controller, "write the address as \"https://name:port\", without a path");
+        if let Some(controller) = self.controller.as_ref().filter(|controller| !is_controller(controller)) {
+            return bad("controller", controller, "write the address as \"https://name:port\", without a path");
+        }
+        if let Some(controller) = self.controllers.iter().find(|controller| !is_controller(controller)) {
+            return bad("controllers", controller, "write each address as \"https://name:port\", without a path");
+        }
+        if self.controller.is_some() && !self.controllers.is_empty() {
+            return bad("controllers", &self.controllers, "write all addresses here, and leave `controller` out");
         }
         if !is_host_name(&self.name) {
             return bad(
@@ -140,6 +165,20 @@ impl Config {
         if !(1..=1000).contains(&self.slots) {
             return bad("slots", &self.slots, "write a number from 1 to 1000");
         }
+        let is_place = |text: &str| {
+            !text.is_empty() && !text.contains("://") && !text.contains([' ', '@']) && !text.ends_with('/')
+        };
+        if !self
+            .registry_mirrors
+            .iter()
+            .all(|(registry, mirror)| is_place(registry) && !registry.contains('/') && is_place(mirror))
+        {
+            return bad(
+                "registry_mirrors",
+                &self.registry_mirrors,
+                "write registries and mirrors as host names without a scheme, for example { \"docker.io\" = \"mirror.example.com:5000/hub\" }",
+            );
+        }
         if self.protection_window < Span(Duration::from_secs(1)) {
             return bad(
                 "protection_window",
@@ -149,10 +188,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-fn default_controller() -> String {
-    "https://127.0.0.1:7443".into()
 }
 
 fn default_engine() -> String {
@@ -173,14 +208,6 @@ fn default_cache_budget() -> ByteSize {
 
 fn default_protection_window() -> Span {
     Span(Duration::from_secs(600))
-}
-
-fn is_controller(text: &str) -> bool {
-    let Ok(uri) = text.parse::<http::Uri>() else { return false };
-    uri.scheme_str() == Some("https")
-        && uri.port_u16().is_some_and(|port| port > 0)
-        && matches!(uri.path(), "" | "/")
-        && uri.query().is_none()
 }
 
 fn is_host_name(text: &str) -> bool {
@@ -206,7 +233,7 @@ mod tests {
     #[test]
     fn two_lines_are_enough_and_the_rest_has_defaults() {
         let config = parse("data_dir = \"/var/lib/devfleet-host\"\nname = \"box-1\"").expect("valid");
-        assert_eq!(config.controller, "https://127.0.0.1:7443");
+        assert_eq!(config.endpoints(), ["https://127.0.0.1:7443"]);
         assert_eq!(config.network_pool, "10.213.0.0/16");
         assert_eq!(config.slots, 10);
         assert_eq!(config.protection_window, Span(Duration::from_secs(600)));
@@ -225,9 +252,20 @@ mod tests {
             ("data_dir = \"/d\"\nname = \"\"", "name", "1 to 63"),
             ("data_dir = \"/d\"\nname = \"a\"\ncontroller = \"http://a:1\"", "controller", "https://"),
             ("data_dir = \"/d\"\nname = \"a\"\ncontroller = \"https://a:1/x\"", "controller", "without a path"),
+            ("data_dir = \"/d\"\nname = \"a\"\ncontrollers = [\"https://a:1\", \"b\"]", "controllers", "each address"),
+            (
+                "data_dir = \"/d\"\nname = \"a\"\ncontroller = \"https://a:1\"\ncontrollers = [\"https://b:1\"]",
+                "controllers",
+                "leave `controller` out",
+            ),
             ("data_dir = \"/d\"\nname = \"a\"\nengine = \"tcp://a\"", "engine", "unix://"),
             ("data_dir = \"/d\"\nname = \"a\"\nnetwork_pool = \"10.213.0.1/16\"", "network_pool", "prefix"),
             ("data_dir = \"/d\"\nname = \"a\"\nnetwork_pool = \"10.213.0.0/30\"", "network_pool", "8 to 26"),
+            (
+                "data_dir = \"/d\"\nname = \"a\"\nregistry_mirrors = {\"docker.io\" = \"https://a\"}",
+                "registry_mirrors",
+                "without a scheme",
+            ),
             ("data_dir = \"/d\"\nname = \"a\"\nslots = 0", "slots", "1 to 1000"),
             ("data_dir = \"/d\"\nname = \"a\"\nprotection_window = \"0s\"", "protection_window", "1s"),
             ("data_dir = \"/d\"\nname = \"a\"\nprotection_window = \"soon\"", "line 3", "15m"),

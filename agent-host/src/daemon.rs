@@ -14,6 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use devfleet_shared::backoff::Backoff;
 use devfleet_shared::clock::Clock;
+use devfleet_shared::endpoints::Endpoints;
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::HostId;
 use devfleet_shared::secret::Secret;
@@ -23,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+use crate::admitted::Admitted;
 use crate::attempt::Surroundings;
 use crate::attempt::ports::Code;
 use crate::attempt::reports::Board;
@@ -31,12 +33,13 @@ use crate::config::Config;
 use crate::disk;
 use crate::engine::SharedEngine;
 use crate::engine::docker::DockerEngine;
-use crate::environment::{Images, InvalidPool, PrivateImages};
+use crate::environment::{Images, InvalidPool, PrivateImages, RegistryMirrors};
 use crate::freeze::watchdog::{self, Watch};
 use crate::freeze::{Freezer, PROOF, Proofs};
 use crate::identity::{HostIdentity, IdentityError};
 use crate::ledger::LedgerError;
 use crate::mirror::Mirrors;
+use crate::session::followed::Followed;
 use crate::session::inventory::Inventory;
 use crate::session::wire::RemoteController;
 use crate::session::{Session, Sweeping};
@@ -48,6 +51,10 @@ use crate::supervisor::Supervisor;
 pub const JOIN_TOKEN: &str = "DEVFLEET_JOIN_TOKEN";
 /// The pace at which a controller that cannot be reached is asked to let this host join.
 const JOIN_AGAIN: Backoff = Backoff { first: Duration::from_millis(300), ceiling: Duration::from_secs(10) };
+/// The file beside the identity that says that the host was removed.
+const REMOVAL: &str = "removed";
+/// The file beside the identity that says which store is followed.
+const FOLLOWED: &str = "store.json";
 /// How often it is looked whether the certificate is to be renewed.
 const RENEWAL: Duration = Duration::from_secs(60);
 /// How long the parts may take to end.
@@ -88,6 +95,16 @@ pub enum RunError {
     /// The identity cannot be had.
     #[error("get this host's identity")]
     Identity(#[from] IdentityError),
+    /// The host was removed from the fleet, and has nothing to join anew with.
+    #[error(
+        "be part of the fleet: {detail}; make a token with `devfleet join-token create` and give it in {JOIN_TOKEN} or in the file that join_token_file names (if the host was taken back by a restore, delete {})", .file.display()
+    )]
+    Removed {
+        /// What the controller said.
+        detail: String,
+        /// Where that stands.
+        file: PathBuf,
+    },
     /// The network pool is not one.
     #[error("use network_pool")]
     Pool(#[from] InvalidPool),
@@ -124,8 +141,8 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
     let clock = Clock::system();
     let Some(identity) = identity(&config, &shutdown).await? else { return Ok(()) };
     tracing::info!(host = %identity.host(), name = config.name, "host daemon starts");
-    let dial: Arc<dyn Dial> =
-        Arc::new(IdentityDial { identity: identity.clone(), controller: config.controller.clone() });
+    let endpoints = endpoints(&config)?;
+    let dial: Arc<dyn Dial> = Arc::new(IdentityDial { identity: identity.clone(), endpoints: Arc::clone(&endpoints) });
     let code = Arc::new(Mirrors::new(config.data_dir.join("mirrors")));
     let ground = Ground { host: identity.host().clone(), engine, code, dial, clock: clock.clone() };
     let end = shutdown.child_token();
@@ -133,7 +150,7 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
     let watch = Watch { data_dir, engine: address, host: identity.host().clone() };
     let mut parts = start(ground, &config, &end).await?;
     spawn(&mut parts, "watchdog's keeper", watchdog::keep(watch, end.clone()));
-    spawn(&mut parts, "renewal", renew(identity, config.controller, clock, end.clone()));
+    spawn(&mut parts, "renewal", renew(identity, endpoints, clock, end.clone()));
     await_end(parts, &end).await
 }
 
@@ -163,7 +180,11 @@ pub async fn start(
     let around = Arc::new(Surroundings {
         clock: clock.clone(),
         pool: config.network_pool.parse()?,
-        images: Images::new(Arc::clone(&engine), host.clone()).remembering(private_images(&config.data_dir)?),
+        slots: config.slots.into(),
+        admitted: Admitted::default(),
+        images: Images::new(Arc::clone(&engine), host.clone())
+            .remembering(private_images(&config.data_dir)?)
+            .through(RegistryMirrors(config.registry_mirrors.clone())),
         caches: Caches::new(Arc::clone(&engine), host.clone(), &config.data_dir, config.cache_budget.0),
         code,
         controller: Arc::new(RemoteController { dial: Arc::clone(&dial) }),
@@ -175,7 +196,7 @@ pub async fn start(
         proofs: proofs.clone(),
         engine,
     });
-    let (supervisor, handle) = Supervisor::adopt(Arc::clone(&around), config.data_dir.join("ledger"), config.slots)?;
+    let (supervisor, handle) = Supervisor::adopt(Arc::clone(&around), config.data_dir.join("ledger"))?;
     let sweeping = Arc::new(Sweeping {
         around: Arc::clone(&around),
         protection: config.protection_window.0,
@@ -187,12 +208,14 @@ pub async fn start(
     let session = Session {
         dial: Arc::clone(&dial),
         supervisor: handle.clone(),
-        inventory: Inventory { around, supervisor: handle, slots: config.slots.into(), mirrors },
+        inventory: Inventory { around, supervisor: handle, mirrors },
         sweeping: Arc::clone(&sweeping),
         incarnation: devfleet_shared::id::hex(&rand::random::<[u8; 16]>()),
         proofs,
         clock: clock.clone(),
         welcomed: welcomed.clone(),
+        followed: Followed::open(config.data_dir.join("identity").join(FOLLOWED)),
+        removal: config.data_dir.join("identity").join(REMOVAL),
     };
     let (shipper, _) = LogShipper::new(spools, dial);
     let mut parts = JoinSet::new();
@@ -244,13 +267,20 @@ fn lock(data_dir: &Path) -> Result<File, RunError> {
 /// Loads the identity or joins the fleet. `None`: told to stop while waiting for the controller.
 async fn identity(config: &Config, shutdown: &CancellationToken) -> Result<Option<HostIdentity>, RunError> {
     let directory = config.data_dir.join("identity");
+    let removal = directory.join(REMOVAL);
+    if let Ok(detail) = std::fs::read_to_string(&removal) {
+        let Ok(_) = join_token(config) else { return Err(RunError::Removed { detail, file: removal }) };
+        let aside = HostIdentity::set_aside(&directory)?;
+        tracing::warn!(aside = %aside.display(), "this host was removed from the fleet, it joins anew as another host");
+    }
     if let Some(identity) = HostIdentity::load(&directory)? {
         return Ok(Some(identity));
     }
     let token = join_token(config)?;
+    let endpoints = endpoints(config)?;
     let mut tries = 0;
     loop {
-        let error = match HostIdentity::join(&directory, &config.controller, &token, &config.name).await {
+        let error = match HostIdentity::join(&directory, endpoints.current(), &token, &config.name).await {
             Ok(identity) => {
                 tracing::info!(host = %identity.host(), "joined the fleet");
                 forget_token(config);
@@ -260,12 +290,18 @@ async fn identity(config: &Config, shutdown: &CancellationToken) -> Result<Optio
             Err(error) => return Err(error.into()),
         };
         tries += 1;
+        endpoints.elsewhere();
         tracing::warn!(error = %Chain(&error), "cannot join the fleet yet");
         tokio::select! {
             () = shutdown.cancelled() => return Ok(None),
             () = tokio::time::sleep(JOIN_AGAIN.pause(tries, Backoff::jitter())) => {}
         }
     }
+}
+
+fn endpoints(config: &Config) -> Result<Arc<Endpoints>, RunError> {
+    let none = || IdentityError::BadUrl { url: String::new() };
+    Ok(Arc::new(Endpoints::new(config.endpoints()).ok_or_else(none)?))
 }
 
 fn join_token(config: &Config) -> Result<Secret, RunError> {
@@ -300,14 +336,14 @@ async fn first_look(engine: &SharedEngine) -> Option<PathBuf> {
 }
 
 /// Keeps the certificate fresh.
-async fn renew(identity: HostIdentity, controller: String, clock: Clock, end: CancellationToken) {
+async fn renew(identity: HostIdentity, endpoints: Arc<Endpoints>, clock: Clock, end: CancellationToken) {
     let mut interval = tokio::time::interval(RENEWAL);
     loop {
         tokio::select! {
             () = end.cancelled() => return,
             _ = interval.tick() => {}
         }
-        match identity.renew_if_due(&controller, clock.now()).await {
+        match identity.renew_if_due(endpoints.current(), clock.now()).await {
             Ok(true) => tracing::info!(ends = %identity.ends(), "certificate renewed"),
             Ok(false) => {}
             Err(error @ IdentityError::Expired { .. }) => tracing::error!(error = %Chain(&error), "certificate ended"),
@@ -319,12 +355,16 @@ async fn renew(identity: HostIdentity, controller: String, clock: Clock, end: Ca
 /// Connects with the host's identity.
 struct IdentityDial {
     identity: HostIdentity,
-    controller: String,
+    endpoints: Arc<Endpoints>,
 }
 
 #[async_trait]
 impl Dial for IdentityDial {
     async fn dial(&self) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
-        Ok(self.identity.channel(&self.controller)?)
+        Ok(self.identity.channel_to(Arc::clone(&self.endpoints))?)
+    }
+
+    fn elsewhere(&self) {
+        self.endpoints.elsewhere();
     }
 }

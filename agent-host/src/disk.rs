@@ -35,6 +35,9 @@ pub struct Space {
 }
 
 impl Space {
+    /// A disk that cannot be seen from here: without limit.
+    pub const UNSEEN: Space = Space { total_bytes: u64::MAX, free_bytes: u64::MAX, total_inodes: 0, free_inodes: 0 };
+
     /// Asks the file system on which a path lies.
     pub fn at(path: &Path) -> Result<Space, DiskError> {
         let stat =
@@ -157,6 +160,7 @@ mod tests {
             data_root: "/".into(),
             cpus: 2,
             memory_bytes: 1_000,
+            runtimes: Default::default(),
         };
         let all = total(&facts, &space(0, 0), 4);
         assert_eq!((all.cpu_millis, all.disk_bytes, all.disk_inodes), (2_000, 850_000, 850));

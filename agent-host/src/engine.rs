@@ -68,13 +68,17 @@ pub struct EngineFacts {
     pub cpus: u64,
     /// Memory of the machine, in bytes.
     pub memory_bytes: u64,
+    /// The container runtimes that it can start containers with, by name.
+    pub runtimes: std::collections::BTreeSet<String>,
 }
 
 /// An image that is here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ImageFacts {
     /// Its content id, `sha256:…`.
     pub id: String,
+    /// What it runs on: `linux/amd64`, `linux/arm/v7`. Empty: not known.
+    pub platform: String,
     /// The user its containers run as; empty: root.
     pub user: String,
     /// Its entrypoint.
@@ -170,6 +174,8 @@ pub struct ContainerSpec {
     pub memory_bytes: u64,
     /// Processes; 0: no limit.
     pub pids: u64,
+    /// The container runtime; `None`: the engine's default.
+    pub runtime: Option<String>,
     /// Whether an init process reaps its children.
     pub init: bool,
     /// Whether its first process reads from us (see [`Engine::start`]).

@@ -29,7 +29,7 @@ use crate::engine::{EngineError, ImageFacts, Labels, ObjectKind, ObjectRef, Shar
 
 pub use images::{ImageError, ImageRequest, Images};
 pub use networks::{InvalidPool, SubnetPool};
-pub use pulls::{PrivateImages, Pulls};
+pub use pulls::{PrivateImages, Pulls, RegistryMirrors, Wanted};
 pub use steps::{Frame, FrameError, StepCommand, frame};
 pub use workspace::WORKSPACE;
 
@@ -224,8 +224,7 @@ impl Devbox<'_> {
         let spec = &self.assignment.environment;
         let request = ImageRequest {
             recipe: &self.assignment.recipe,
-            base: &spec.image,
-            platform: spec.platform.as_deref().unwrap_or_default(),
+            base: Wanted::base(spec),
             pulls,
             created: self.created,
             note: self.note,

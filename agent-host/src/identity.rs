@@ -14,6 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use devfleet_proto::v1::fleet_client::FleetClient;
 use devfleet_proto::v1::{JoinRequest, RenewCertificateRequest};
 use devfleet_shared::clock::Timestamp;
+use devfleet_shared::endpoints::Endpoints;
 use devfleet_shared::id::{Digest, HostId, InvalidId};
 use devfleet_shared::secret::Secret;
 use devfleet_shared::tls::{self, TlsError};
@@ -182,7 +183,7 @@ impl HostIdentity {
             }
         };
         let config = Arc::new(tls::pinned_client(&pin)?);
-        let channel = dial::connect(controller_url, move || Arc::clone(&config)).await?;
+        let channel = devfleet_proto::dial::connect(controller_url, move || Arc::clone(&config)).await?;
         let request = JoinRequest { token: join_token.expose().to_owned(), signing_request, name: name.to_owned() };
         let answer = FleetClient::new(channel).join(dial::with_deadline(request)).await.map_err(refused)?.into_inner();
         if tls::fingerprint(&answer.authority)? != pin {
@@ -229,8 +230,24 @@ impl HostIdentity {
 
     /// Makes a channel to the controller under mutual TLS. It connects at the first call and again when it broke.
     pub fn channel(&self, controller_url: &str) -> Result<Channel, IdentityError> {
+        let bad = || IdentityError::BadUrl { url: controller_url.to_owned() };
+        self.channel_to(Arc::new(Endpoints::new(vec![controller_url.to_owned()]).ok_or_else(bad)?))
+    }
+
+    /// Makes such a channel to whichever of these controllers answers, and goes to the next when it is away.
+    pub fn channel_to(&self, endpoints: Arc<Endpoints>) -> Result<Channel, IdentityError> {
         let current = Arc::clone(&self.current);
-        dial::lazily(controller_url, move || Arc::clone(&current.read().unwrap_or_else(PoisonError::into_inner).config))
+        let config = move || Arc::clone(&current.read().unwrap_or_else(PoisonError::into_inner).config);
+        Ok(devfleet_proto::dial::lazily(endpoints, config)?)
+    }
+
+    /// Sets the identity of a host that was removed aside, so that it can join anew. Returns where it is now.
+    pub fn set_aside(directory: &Path) -> Result<PathBuf, IdentityError> {
+        let host = Files::new(directory).host_id()?;
+        let aside = directory.with_file_name(format!("identity-removed-{host}"));
+        let failed = |source| IdentityError::File { operation: "set aside", path: directory.to_owned(), source };
+        std::fs::rename(directory, &aside).map_err(failed)?;
+        Ok(aside)
     }
 
     /// Returns the host's id.

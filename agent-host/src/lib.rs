@@ -9,6 +9,7 @@ pub mod identity;
 
 pub mod session;
 
+pub mod admitted;
 pub mod assignments;
 pub mod attempt;
 pub mod supervisor;

@@ -7,37 +7,49 @@
 //! ```
 //! Nothing is lost with a stream: reports are repeated until acknowledged, and the next welcome brings the full set.
 
+pub mod followed;
 pub mod inventory;
 mod sweeping;
 pub mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use devfleet_proto::convert::WireError;
 use devfleet_proto::v1::controller_message::Kind as Down;
 use devfleet_proto::v1::host_message::Kind as Up;
-use devfleet_proto::v1::{ControllerMessage, Heartbeat, Hello, HostInventory, HostMessage, ReportAck, SweepResult};
+use devfleet_proto::v1::{
+    self, ControllerMessage, Heartbeat, Hello, HostInventory, HostMessage, ReportAck, SweepResult,
+};
 use devfleet_shared::backoff::Backoff;
 use devfleet_shared::clock::{Boot, Clock};
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::AttemptId;
+use devfleet_shared::protocol::{self, PROTOCOL, Skew};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
+use tonic_types::StatusExt as _;
 
+use crate::assignments::AssignmentSet;
 use crate::freeze::{Deadlines, Proofs};
 use crate::spool::shipping::Dial;
 use crate::supervisor::SupervisorHandle;
+use followed::{Followed, NotFollowed, StoreGeneration};
 use inventory::Inventory;
 pub use sweeping::Sweeping;
 
 /// The pace of new connections.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(200), ceiling: Duration::from_secs(10) };
+/// The pace of new connections while versions do not go together: an upgrade takes a while.
+const SKEW: Backoff = Backoff { first: Duration::from_secs(2), ceiling: Duration::from_secs(60) };
+/// About how long a host that was removed waits before it asks once more.
+const REMOVED: Duration = Duration::from_secs(600);
 /// How long a connection and its welcome may take.
 const WELCOME: Duration = Duration::from_secs(15);
 /// How long one message may wait for room on the stream.
@@ -71,6 +83,18 @@ pub enum SessionError {
     /// The controller says what cannot be understood.
     #[error("understand the controller")]
     Wire(#[from] WireError),
+    /// The controller speaks another version.
+    #[error("understand the controller")]
+    Skew(#[from] Skew),
+    /// The controller decides in a store that is not the newest.
+    #[error(transparent)]
+    Store(#[from] NotFollowed),
+    /// This host was taken out of the fleet.
+    #[error("be part of the fleet: {detail}")]
+    Removed {
+        /// What the controller says.
+        detail: String,
+    },
     /// The first message was no welcome.
     #[error("understand the controller: it did not begin with a welcome")]
     NoWelcome,
@@ -78,7 +102,11 @@ pub enum SessionError {
 
 impl From<Status> for SessionError {
     fn from(status: Status) -> Self {
-        SessionError::Status(Box::new(status))
+        let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+        match reason.as_str() {
+            wire::HOST_REMOVED => SessionError::Removed { detail: status.message().to_owned() },
+            _ => SessionError::Status(Box::new(status)),
+        }
     }
 }
 
@@ -100,6 +128,10 @@ pub struct Session {
     pub clock: Clock,
     /// Becomes true with the first welcome.
     pub welcomed: watch::Sender<bool>,
+    /// Which store is followed.
+    pub followed: Followed,
+    /// Where it is written that this host was removed, and in which words.
+    pub removal: PathBuf,
 }
 
 /// One stream.
@@ -131,13 +163,36 @@ impl Session {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
-            let pause = RECONNECT.pause(failures, Backoff::jitter());
+            // Whoever held the session is gone, or is of no use to this host: the next one may be.
+            self.dial.elsewhere();
+            let pause = match &error {
+                SessionError::Removed { detail } => self.leave_the_fleet(detail).await,
+                SessionError::Skew(_) => SKEW.pause(failures, Backoff::jitter()),
+                _ => RECONNECT.pause(failures, Backoff::jitter()),
+            };
             tracing::warn!(error = %Chain(&error), pause_ms = pause.as_millis() as u64, "no session with the controller");
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
             }
         }
+    }
+
+    /// Stops all that is here, and writes down that this host was removed: it must join anew. Returns how long it waits
+    /// before it asks once more, in case that it was taken back by a restore.
+    async fn leave_the_fleet(&self, detail: &str) -> Duration {
+        if !self.removal.exists() {
+            tracing::error!(
+                detail,
+                "this host was removed from the fleet: its attempts are stopped; to join again, make a token with \
+                 `devfleet join-token create`, give it to this host as at its first start, and start the daemon again"
+            );
+            if let Err(error) = std::fs::write(&self.removal, detail) {
+                tracing::warn!(path = %self.removal.display(), %error, "the removal is not written down");
+            }
+        }
+        self.supervisor.apply(AssignmentSet::default(), true).await;
+        REMOVED.mul_f64(0.5 + Backoff::jitter() / 2.0)
     }
 
     /// Opens one stream and holds it until it breaks.
@@ -185,6 +240,7 @@ impl Session {
             host_version: env!("CARGO_PKG_VERSION").to_owned(),
             owned,
             inventory: Some(self.inventory.look().await),
+            protocol: PROTOCOL,
         };
         let sent = self.clock.boot();
         // There is room: nothing was sent before.
@@ -192,6 +248,15 @@ impl Session {
         let mut down = wire::client(channel).open(ReceiverStream::new(receiver)).await?.into_inner();
         let first = down.message().await?.ok_or(SessionError::Ended)?;
         let Some(Down::Welcome(welcome)) = first.kind else { return Err(SessionError::NoWelcome) };
+        protocol::agree(PROTOCOL, protocol::said(welcome.protocol))?;
+        // A controller from before the field names none.
+        if let Some(v1::Generation { id, number }) = welcome.generation {
+            self.followed.follow(&StoreGeneration { id, number })?;
+        }
+        if self.removal.exists() {
+            tracing::info!("this host is part of the fleet again");
+            let _ = std::fs::remove_file(&self.removal);
+        }
         let set = wire::assignment_set(welcome.assignments.unwrap_or_default())?;
         tracing::info!(
             controller = welcome.controller_version,

@@ -16,7 +16,7 @@ use devfleet_shared::attempt::{AttemptResult, Failure, FailureReason, Phase};
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::AttemptId;
 use devfleet_shared::resources::Resources;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -52,7 +52,6 @@ struct Resident {
 pub struct Supervisor {
     around: Arc<Surroundings>,
     ledgers: PathBuf,
-    slots: Arc<Semaphore>,
     inbox: mpsc::Receiver<Message>,
     residents: BTreeMap<AttemptId, Resident>,
     tasks: JoinSet<(AttemptId, Departure)>,
@@ -112,18 +111,13 @@ impl SupervisorHandle {
 
 impl Supervisor {
     /// Takes up every attempt that has a ledger, so that all of them are on the board when this returns.
-    pub fn adopt(
-        around: Arc<Surroundings>,
-        ledgers: PathBuf,
-        slots: u32,
-    ) -> Result<(Supervisor, SupervisorHandle), LedgerError> {
+    pub fn adopt(around: Arc<Surroundings>, ledgers: PathBuf) -> Result<(Supervisor, SupervisorHandle), LedgerError> {
         let (sender, inbox) = mpsc::channel(64);
         let handle = SupervisorHandle { inbox: sender, board: around.board.clone() };
         let found = Ledger::load_all(&ledgers, &around.clock)?;
         let mut supervisor = Supervisor {
             around,
             ledgers,
-            slots: Arc::new(Semaphore::new(slots as usize)),
             inbox,
             residents: BTreeMap::new(),
             tasks: JoinSet::new(),
@@ -250,6 +244,9 @@ impl Supervisor {
 
     fn admit(&mut self, assignment: Arc<Assignment>, ledger: Arc<Ledger>, order: Order, adopted: bool) {
         let attempt = assignment.attempt.clone();
+        if adopted {
+            self.around.admitted.keep(&attempt, assignment.limits.resources);
+        }
         let resident = Resident { assignment, ledger, order: watch::Sender::new(order), has_task: false, falls: 0 };
         self.residents.insert(attempt.clone(), resident);
         self.spawn(&attempt, adopted);
@@ -267,17 +264,12 @@ impl Supervisor {
             Arc::clone(&self.around),
             Arc::clone(&resident.assignment),
             Arc::clone(&resident.ledger),
-            order.clone(),
+            order,
             adopted,
         );
-        let slots = Arc::clone(&self.slots);
         let attempt = attempt.clone();
         let name = attempt.clone();
-        let task = self.tasks.spawn(async move {
-            // What runs already has its place; the rest waits for one, unless it is to be stopped anyway.
-            let _place = if adopted { slots.try_acquire_owned().ok() } else { place(slots, order).await };
-            (attempt, work.run().await)
-        });
+        let task = self.tasks.spawn(async move { (attempt, work.run().await) });
         self.task_names.insert(task.id(), name);
     }
 
@@ -321,6 +313,7 @@ impl Supervisor {
             Ok((task, (attempt, departure))) => {
                 self.task_names.remove(&task);
                 if departure == Departure::Over {
+                    self.around.admitted.release(&attempt);
                     self.residents.remove(&attempt);
                     tracing::info!(%attempt, "attempt over");
                     self.over.insert(attempt);
@@ -345,6 +338,7 @@ impl Supervisor {
             return;
         }
         let Some(resident) = self.residents.remove(attempt) else { return };
+        self.around.admitted.release(attempt);
         let message = "a defect of devfleet ended the attempt again and again; see the host daemon's log".to_owned();
         let failure = Failure { reason: FailureReason::Internal, message };
         self.post_end(Claim::of(&resident.assignment), AttemptResult::Failed(failure));
@@ -383,11 +377,4 @@ fn raise(order: &watch::Sender<Order>, to: Order) {
         *now = to.max(*now);
         higher
     });
-}
-
-async fn place(slots: Arc<Semaphore>, mut order: watch::Receiver<Order>) -> Option<tokio::sync::OwnedSemaphorePermit> {
-    tokio::select! {
-        place = slots.acquire_owned() => place.ok(),
-        _ = order.wait_for(|order| *order > Order::Run) => None,
-    }
 }

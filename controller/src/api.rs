@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod fleet;
+mod hosts;
 pub mod jobs;
 pub mod passing;
 pub mod session;

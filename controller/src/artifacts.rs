@@ -1,9 +1,11 @@
-//! What a job leaves behind besides its log: the diff of its work. One file a job, replaced as a whole.
+//! What an attempt leaves behind besides its log: the diff of its work. One object an attempt, replaced as a whole.
+//!
+//! An attempt that lost its job may still write its own, and never another one's.
 
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use bytes::Bytes;
+use devfleet_shared::id::{AttemptId, JobId};
 
-use devfleet_shared::id::JobId;
+use crate::files::{Files, FilesError};
 
 /// The largest diff that is kept, in bytes. Hosts cut at the same size.
 pub const DIFF_BYTES: usize = 1 << 20;
@@ -11,7 +13,7 @@ pub const DIFF_BYTES: usize = 1 << 20;
 /// The artifacts of all jobs.
 #[derive(Debug, Clone)]
 pub struct Artifacts {
-    dir: PathBuf,
+    files: Files,
 }
 
 /// A diff as it is kept.
@@ -24,53 +26,32 @@ pub struct KeptDiff {
 }
 
 impl Artifacts {
-    /// Opens the directory, and makes it if it does not exist.
-    pub fn open(dir: &Path) -> io::Result<Self> {
-        std::fs::create_dir_all(dir)?;
-        Ok(Self { dir: dir.to_owned() })
+    /// Keeps artifacts among these files.
+    pub fn new(files: Files) -> Self {
+        Self { files }
     }
 
-    /// Keeps a job's diff, durably. A later one replaces it.
-    pub fn keep_diff(&self, job: &JobId, text: &str, truncated: bool) -> io::Result<()> {
-        let path = self.path(job);
-        let fresh = path.with_extension("new");
-        let mut file = std::fs::File::create(&fresh)?;
-        file.write_all(if truncated { b"truncated\n" } else { b"whole\n" })?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, &path)?;
-        std::fs::File::open(&self.dir)?.sync_all()
+    /// Keeps an attempt's diff, durably. A later one replaces it.
+    pub async fn keep_diff(
+        &self,
+        job: &JobId,
+        attempt: &AttemptId,
+        text: &str,
+        truncated: bool,
+    ) -> Result<(), FilesError> {
+        let mark = if truncated { "truncated\n" } else { "whole\n" };
+        self.files.put(&name(job, attempt), Bytes::from([mark, text].concat())).await
     }
 
-    /// Reads a job's diff; `None` if it left none.
-    pub fn diff(&self, job: &JobId) -> io::Result<Option<KeptDiff>> {
-        let text = match std::fs::read_to_string(self.path(job)) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
+    /// Reads an attempt's diff; `None` if it left none.
+    pub async fn diff(&self, job: &JobId, attempt: &AttemptId) -> Result<Option<KeptDiff>, FilesError> {
+        let Some(bytes) = self.files.get(&name(job, attempt)).await? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&bytes);
         let (mark, text) = text.split_once('\n').unwrap_or(("whole", &text));
         Ok(Some(KeptDiff { text: text.to_owned(), truncated: mark == "truncated" }))
     }
-
-    fn path(&self, job: &JobId) -> PathBuf {
-        self.dir.join(format!("{job}.diff"))
-    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_diff_of_a_job_is_the_one_that_is_read() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let artifacts = Artifacts::open(dir.path()).expect("opened");
-        let job = JobId::random();
-        assert_eq!(artifacts.diff(&job).expect("read"), None);
-        artifacts.keep_diff(&job, "first", false).expect("kept");
-        artifacts.keep_diff(&job, "+second\n", true).expect("kept");
-        let kept = artifacts.diff(&job).expect("read").expect("there is one");
-        assert_eq!(kept, KeptDiff { text: "+second\n".into(), truncated: true });
-    }
+fn name(job: &JobId, attempt: &AttemptId) -> String {
+    format!("artifacts/{job}/{attempt}.diff")
 }

@@ -18,6 +18,7 @@ pub mod render;
 pub mod shape;
 
 mod approval;
+mod controllers;
 mod derive;
 mod doctor;
 mod environments;
@@ -100,9 +101,12 @@ enum Command {
     Env(environments::EnvCommand),
     /// See what a job changed
     Diff(environments::DiffArgs),
-    /// See the machines that run jobs
+    /// See and look after the machines that run jobs
     #[command(subcommand)]
     Hosts(hosts::HostsCommand),
+    /// See the controllers that run
+    #[command(subcommand)]
+    Controllers(controllers::ControllersCommand),
     /// Let a machine join the fleet
     #[command(subcommand)]
     JoinToken(tokens::JoinTokenCommand),
@@ -188,6 +192,7 @@ async fn run(command: Command, session: &Session) -> Result<Exit, CliError> {
         Command::Env(command) => environments::run(command, session).await,
         Command::Diff(args) => environments::diff(args, session).await,
         Command::Hosts(command) => hosts::run(command, session).await,
+        Command::Controllers(command) => controllers::run(command, session).await,
         Command::JoinToken(command) => tokens::join(command, session).await,
         Command::Tokens(command) => tokens::run(command, session).await,
         Command::Sweep(args) => hosts::sweep(args, session).await,

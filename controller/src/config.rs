@@ -1,5 +1,7 @@
 //! The controller's TOML. Every field has a default but the data directory; unknown keys are refused.
 
+mod files;
+mod quarantine;
 mod store;
 
 use std::net::SocketAddr;
@@ -9,6 +11,8 @@ use devfleet_shared::units::Span;
 use serde::Deserialize;
 
 use crate::timers::Timers;
+pub use files::{FilesConfig, S3Config};
+pub use quarantine::QuarantineConfig;
 pub use store::{EtcdConfig, StoreConfig};
 
 /// The controller's configuration.
@@ -32,12 +36,15 @@ pub struct Config {
     /// How hosts prove that they are there, and when their jobs are given to others.
     #[serde(default)]
     pub timers: Timers,
+    /// When a host that fails job after job gets no new ones.
+    #[serde(default)]
+    pub quarantine: QuarantineConfig,
     /// Where the fleet's authority lies, `authority.pem` and `authority.key`. `None`: `ca` in the data directory.
     pub ca_dir: Option<PathBuf>,
     /// Where other controllers reach this one, `https://name:port`. `None`: the first of `names`, and the port.
     pub address: Option<String>,
-    /// Where logs and diffs are kept. `None`: in the data directory. Several controllers share one directory.
-    pub files_dir: Option<PathBuf>,
+    /// Where logs and diffs are kept. `None`: in the data directory. Several controllers share one place.
+    pub files: Option<FilesConfig>,
     /// Where decisions are kept.
     #[serde(default)]
     pub store: StoreConfig,
@@ -83,9 +90,10 @@ impl Config {
             max_running: default_max_running(),
             connection_age: default_connection_age(),
             timers: Timers::default(),
+            quarantine: QuarantineConfig::default(),
             ca_dir: None,
             address: None,
-            files_dir: None,
+            files: None,
             store: StoreConfig::default(),
         }
     }
@@ -108,13 +116,11 @@ impl Config {
         if self.ca_dir.as_ref().is_some_and(|directory| !directory.is_absolute()) {
             return Err(ConfigError::Value { key: "ca_dir", problem: "write an absolute path".into() });
         }
-        if self.files_dir.as_ref().is_some_and(|directory| !directory.is_absolute()) {
-            return Err(ConfigError::Value { key: "files_dir", problem: "write an absolute path".into() });
-        }
         if self.address.as_ref().is_some_and(|address| !address.starts_with("https://")) {
             return Err(ConfigError::Value { key: "address", problem: "write `https://name:port`".into() });
         }
         self.store.validate()?;
+        self.files.as_ref().map_or(Ok(()), FilesConfig::validate)?;
         if self.names.is_empty() || self.names.iter().any(|name| name.trim().is_empty()) {
             return Err(ConfigError::Value { key: "names", problem: "write at least one host name or address".into() });
         }
@@ -127,6 +133,7 @@ impl Config {
         if self.connection_age.0.is_zero() {
             return Err(ConfigError::Value { key: "connection_age", problem: "write a time such as 1h".into() });
         }
+        self.quarantine.validate().map_err(|problem| ConfigError::Value { key: "quarantine", problem })?;
         self.timers.validate().map_err(|problem| ConfigError::Value { key: "timers", problem })
     }
 }
@@ -168,6 +175,9 @@ mod tests {
         assert!(load("data_dir = \"/x\"\nmax_runing = 5").expect_err("a slip").contains("max_runing"));
         assert!(load("data_dir = \"/x\"\nmax_running = 0").expect_err("zero").contains("max_running"));
         assert!(load("data_dir = \"/x\"\nnames = []").expect_err("none").contains("names"));
+        let (after, pause) = ("[quarantine]\nafter = 51", "[quarantine]\npause = \"2h\"");
+        assert!(load(&format!("data_dir = \"/x\"\n{after}")).expect_err("too many").contains("quarantine"));
+        assert!(load(&format!("data_dir = \"/x\"\n{pause}")).expect_err("too long").contains("longest_pause"));
         assert!(Config::load(Path::new("/nonexistent.toml")).is_err());
     }
 

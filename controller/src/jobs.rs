@@ -4,6 +4,7 @@
 //! what stands now, so each is written as a function of the state.
 
 mod proposals;
+mod recall;
 mod reclaiming;
 mod reports;
 
@@ -18,7 +19,7 @@ use devfleet_shared::job::{JobEvent, JobPhase, Refused};
 use self::reports::{Observed, apply_report};
 use crate::leader::Term;
 use crate::store::records::{
-    AttemptRecord, Idempotency, JobSpec, JobState, Owner, PublishRecord, RecordError, decode, key, put,
+    AttemptRecord, HostRecord, Idempotency, JobSpec, JobState, Owner, PublishRecord, RecordError, decode, key, put,
 };
 use crate::store::{Change, Commit, Compare, Entry, Revision, SharedStore, StoreError, Transaction};
 
@@ -250,7 +251,8 @@ impl Jobs {
         .map(drop)
     }
 
-    /// Gives a queued job to a host, as a new attempt. `None`: the job moved meanwhile or the term is over, look again.
+    /// Gives a queued job to a host, as a new attempt. `None`: the job moved meanwhile, the host was closed or removed, or
+    /// the term is over: look again.
     pub async fn assign(
         &self,
         term: &Term,
@@ -263,21 +265,16 @@ impl Jobs {
             return Ok(None);
         }
         let now = self.clock.now();
-        seen.state.attempts.push(AttemptRecord {
-            id: attempt.clone(),
-            host: host.clone(),
-            phase: Phase::Assigned,
-            branch: format!("devfleet/{}-{attempt}", job.short()),
-            assigned: now,
-            ended: None,
-            held_until: None,
-        });
+        let branch = format!("devfleet/{}-{attempt}", job.short());
+        seen.state.attempts.push(AttemptRecord::assigned(attempt.clone(), host.clone(), branch, now));
         step(&mut seen.state, JobEvent::Assigned, now)?;
         let owner = self.store.get(&key::owner(job)).await?.map_or(0, |entry| entry.modified);
+        let Some(takes_jobs) = self.takes_jobs(host).await? else { return Ok(None) };
         let transaction = Transaction {
             when: vec![
                 Compare::Modified(key::state(job), seen.revision),
                 Compare::Modified(key::owner(job), owner),
+                takes_jobs,
                 term.compare(),
             ],
             then: vec![
@@ -289,6 +286,14 @@ impl Jobs {
             Commit::Done(revision) => Ok(Some(revision)),
             Commit::Conflict => Ok(None),
         }
+    }
+
+    /// Returns the condition that a host is as it is now: part of the fleet, and open for new jobs. `None`: it is not.
+    async fn takes_jobs(&self, host: &HostId) -> Result<Option<Compare>, JobError> {
+        let key = key::host(host);
+        let Some(entry) = self.store.get(&key).await? else { return Ok(None) };
+        let record: HostRecord = decode(&key, &entry.value)?;
+        Ok(record.desired.closed().is_none().then_some(Compare::Modified(key, entry.modified)))
     }
 
     /// Takes a host's report about its attempt. Repeated and late reports change nothing.
@@ -339,6 +344,10 @@ impl Jobs {
             }
             if let Some(by) = &seen.state.cancelled_by {
                 return Ok(Err(format!("the job was cancelled by {by}")));
+            }
+            let mine = seen.state.attempts.iter().find(|attempt| attempt.id == claim.attempt);
+            if let Some(why) = mine.and_then(|attempt| attempt.recalled.as_ref()) {
+                return Ok(Err(format!("another host does the job: {why}")));
             }
             let transaction =
                 Transaction { when: held_by(claim, seen.revision), then: vec![put(key::publish(&claim.job), record)?] };

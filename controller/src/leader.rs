@@ -155,7 +155,12 @@ impl Leader {
     }
 
     fn record(&self, term: u64) -> LeaderRecord {
-        LeaderRecord { controller: self.controller.clone(), term, address: self.address.clone() }
+        LeaderRecord {
+            controller: self.controller.clone(),
+            term,
+            address: self.address.clone(),
+            since: self.clock.now(),
+        }
     }
 
     /// Waits until the key is free, and takes it.

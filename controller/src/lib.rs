@@ -3,6 +3,7 @@
 
 pub mod artifacts;
 pub mod config;
+pub mod files;
 pub mod project;
 pub mod secrets;
 
@@ -19,8 +20,10 @@ pub mod gates;
 pub mod publish;
 
 pub mod expiry;
+pub mod hosts;
 pub mod jobs;
 pub mod leader;
+pub mod quarantine;
 pub mod reclaim;
 pub mod reconcile;
 pub mod retries;
@@ -29,8 +32,6 @@ pub mod scheduler;
 pub mod logs;
 pub mod sessions;
 pub mod timers;
-
-pub mod blocking;
 
 pub mod api;
 pub mod server;

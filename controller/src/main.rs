@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Parser;
 use devfleet_controller::config::Config;
-use devfleet_controller::server;
+use devfleet_controller::{files, server};
 use devfleet_shared::clock::Clock;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -31,6 +31,9 @@ async fn main() -> anyhow::Result<()> {
     devfleet_shared::telemetry::start();
     let config = Config::load(&arguments.config)?;
     if arguments.check {
+        devfleet_shared::tls::install_provider();
+        let files = files::open(&config).await.context("the files of the configuration cannot be opened")?;
+        files.try_out().await.context("the files of the configuration cannot be used")?;
         info!(config = %arguments.config.display(), "the configuration is right");
         return Ok(());
     }

@@ -62,6 +62,9 @@ pub struct ProjectConfig {
     /// The labels that a host must have to run its jobs.
     #[serde(default)]
     pub host_labels: BTreeMap<String, String>,
+    /// The container runtime that its environments run under: a name that the hosts' engines know, such as `runsc`.
+    #[serde(default)]
+    pub runtime: Option<String>,
     /// Where merge requests are opened.
     #[serde(default)]
     pub forge: ForgeConfig,
@@ -338,7 +341,7 @@ impl ProjectConfig {
     /// Returns what a job may use.
     pub fn limits(&self) -> Limits {
         let wanted = &self.limits;
-        let mut limits = Limits::default();
+        let mut limits = Limits { runtime: self.runtime.clone(), ..Limits::default() };
         let resources = &mut limits.resources;
         set(&mut resources.cpu_millis, wanted.cpus.map(|cpus| (cpus * 1000.0) as u64));
         set(&mut resources.memory_bytes, wanted.memory.map(|size| size.0));

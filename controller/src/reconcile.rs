@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::snapshot::Defaults;
 use crate::gates::{Gates, drift};
 use crate::jobs::{JobError, Jobs};
 use crate::leader::{LeadOnly, Term};
@@ -52,8 +53,8 @@ pub struct Reconciler {
     pub gates: Gates,
     /// Opens merge requests.
     pub publisher: Publisher,
-    /// How many jobs may run in the fleet at once, unless the settings say otherwise.
-    pub max_running: usize,
+    /// What counts unless the settings say otherwise.
+    pub defaults: Defaults,
     /// Tells the time.
     pub clock: Clock,
     /// Where the reasons for waiting go.
@@ -111,7 +112,7 @@ impl Reconciler {
             }
         }
         let connected = self.sessions.connected();
-        let mut looked = snapshot::of(&self.view.read(), &connected, self.max_running, now);
+        let mut looked = snapshot::of(&self.view.read(), &connected, self.defaults, now);
         looked.reserved = std::mem::take(&mut course.reserved);
         let plan = scheduler::plan(&looked);
         course.reserved.clone_from(&plan.reserve);

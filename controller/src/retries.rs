@@ -33,7 +33,11 @@ impl Made {
             attempts.iter().filter(|attempt| attempt.result().is_some_and(is)).count() as u32
         };
         let (refused, lost) = (count(is_refusal), count(|result| *result == AttemptResult::Lost));
-        Made { charged: attempts.len() as u32 - refused - lost, refused, lost }
+        let recalled = |attempt: &&AttemptRecord| {
+            attempt.recalled.is_some() && attempt.result() == Some(&AttemptResult::Cancelled)
+        };
+        let recalled = attempts.iter().filter(recalled).count() as u32;
+        Made { charged: attempts.len() as u32 - refused - lost - recalled, refused, lost }
     }
 }
 
@@ -42,8 +46,23 @@ pub fn is_refusal(result: &AttemptResult) -> bool {
     matches!(result, AttemptResult::Failed(failure) if failure.reason == FailureReason::NoRoom)
 }
 
+/// Who wanted an attempt to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// Nobody.
+    ByNobody,
+    /// A person, who cancelled the job.
+    ByAPerson,
+    /// The fleet, so that another host can do the job.
+    ForAnotherHost,
+}
+
 /// Says whether a job whose attempt ended so gets another: the pause before it, or nothing.
-pub fn retry(result: &AttemptResult, made: Made, max_attempts: u32, cancelled: bool) -> Option<Duration> {
+pub fn retry(result: &AttemptResult, made: Made, max_attempts: u32, stopped: Stopped) -> Option<Duration> {
+    let cancelled = stopped == Stopped::ByAPerson;
+    if stopped == Stopped::ForAnotherHost && matches!(result, AttemptResult::Cancelled | AttemptResult::Lost) {
+        return Some(Duration::ZERO);
+    }
     let deserves = match result {
         AttemptResult::Lost => true,
         AttemptResult::Failed(failure) => failure.reason.is_retryable(),
@@ -66,7 +85,8 @@ mod tests {
 
     fn check(result: AttemptResult, (charged, lost): (u32, u32), cancelled: bool, expected: bool) {
         let made = Made { charged, refused: 0, lost };
-        assert_eq!(retry(&result, made, 2, cancelled).is_some(), expected, "{result:?} {made:?} {cancelled}");
+        let stopped = if cancelled { Stopped::ByAPerson } else { Stopped::ByNobody };
+        assert_eq!(retry(&result, made, 2, stopped).is_some(), expected, "{result:?} {made:?} {cancelled}");
     }
 
     fn failed(reason: FailureReason) -> AttemptResult {
@@ -91,14 +111,37 @@ mod tests {
     #[test]
     fn a_refusal_does_not_count_but_does_not_go_on_for_ever() {
         let refused = failed(FailureReason::NoRoom);
-        assert!(retry(&refused, Made { charged: 0, refused: 1, lost: 0 }, 1, false).is_some());
-        assert!(retry(&refused, Made { charged: 0, refused: REFUSALS_MOST + 1, lost: 0 }, 9, false).is_none());
-        assert!(retry(&AttemptResult::Lost, Made { charged: 1, refused: 40, lost: 1 }, 2, false).is_some());
+        assert!(retry(&refused, Made { charged: 0, refused: 1, lost: 0 }, 1, Stopped::ByNobody).is_some());
+        assert!(
+            retry(&refused, Made { charged: 0, refused: REFUSALS_MOST + 1, lost: 0 }, 9, Stopped::ByNobody).is_none()
+        );
+        assert!(retry(&AttemptResult::Lost, Made { charged: 1, refused: 40, lost: 1 }, 2, Stopped::ByNobody).is_some());
+    }
+
+    #[test]
+    fn an_attempt_that_left_its_host_for_another_is_followed_at_once_and_not_charged() {
+        use devfleet_shared::attempt::Phase;
+        use devfleet_shared::clock::Timestamp;
+        use devfleet_shared::id::{AttemptId, HostId};
+        let made = Made { charged: 9, refused: 0, lost: 9 };
+        for result in [AttemptResult::Cancelled, AttemptResult::Lost] {
+            assert_eq!(retry(&result, made, 1, Stopped::ForAnotherHost), Some(Duration::ZERO));
+            assert_eq!(retry(&result, made, 1, Stopped::ByAPerson), None);
+        }
+        // What failed by itself meanwhile is judged as ever.
+        assert_eq!(retry(&failed(FailureReason::Agent), made, 99, Stopped::ForAnotherHost), None);
+        let mut attempt = AttemptRecord::assigned(AttemptId::random(), HostId::random(), "b".into(), Timestamp(1));
+        attempt.phase = Phase::Ended(AttemptResult::Cancelled);
+        assert_eq!(Made::of(&[attempt.clone()]).charged, 1);
+        attempt.recalled = Some("the host is draining".into());
+        assert_eq!(Made::of(&[attempt]), Made { charged: 0, refused: 0, lost: 0 });
     }
 
     #[test]
     fn the_pause_grows() {
-        let pause = |lost| retry(&AttemptResult::Lost, Made { charged: 0, refused: 0, lost }, 9, false).expect("again");
+        let pause = |lost| {
+            retry(&AttemptResult::Lost, Made { charged: 0, refused: 0, lost }, 9, Stopped::ByNobody).expect("again")
+        };
         assert!(pause(2) > pause(1));
     }
 }

@@ -68,6 +68,8 @@ pub struct HostView {
     pub name: String,
     /// Why nothing may be given to it; empty: it is ready.
     pub problems: Vec<String>,
+    /// Why operators let it take no new work; `None`: they do not.
+    pub closed: Option<String>,
     /// Why it gets no new work although it may work: it failed job after job.
     pub quarantined: Option<String>,
     /// How many attempts failed on it lately through its own fault.
@@ -99,6 +101,7 @@ impl HostView {
             id,
             name: name.into(),
             problems: Vec::new(),
+            closed: None,
             quarantined: None,
             recent_failures: 0,
             labels: BTreeMap::new(),
@@ -111,6 +114,13 @@ impl HostView {
             building: BTreeSet::new(),
             mirrors: BTreeSet::new(),
         }
+    }
+}
+
+impl HostView {
+    /// Says whether it may get anything at all.
+    pub fn is_ready(&self) -> bool {
+        self.problems.is_empty() && self.closed.is_none() && self.quarantined.is_none()
     }
 }
 

@@ -31,14 +31,17 @@ use crate::api::passing::{Passing, PassingLayer};
 use crate::api::session::SessionService;
 use crate::artifacts::Artifacts;
 use crate::config::Config;
-use crate::controllers::ControllerIdError;
+use crate::controllers::{ControllerIdError, Presence};
+use crate::files::{self, Files, FilesError, OpenFilesError};
 use crate::gates::Gates;
-use crate::identity::{Authority, IdentityError, Listener, Role, Tokens, server_tls};
+use crate::hosts::drain::Drain;
+use crate::identity::{Authority, IdentityError, Listener, Role, ServerTls, Tokens, server_tls};
 use crate::jobs::Jobs;
 use crate::leader::{LeadOnly, Leader};
 use crate::logs::JobLogs;
 use crate::publish::Publisher;
 use crate::reclaim::Reclaim;
+use crate::reconcile::snapshot::Defaults;
 use crate::reconcile::{Reconciler, Waiting};
 use crate::sessions::Sessions;
 use crate::sessions::prover::Prover;
@@ -78,6 +81,12 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error("open the store")]
     Store(#[from] OpenStoreError),
+    /// The files cannot be opened.
+    #[error("open the files: logs and diffs")]
+    Files(#[from] OpenFilesError),
+    /// The files cannot be used.
+    #[error("try the files: logs and diffs")]
+    TryFiles(#[from] FilesError),
     /// The store holds something that does not belong there.
     #[error("read the store")]
     Record(#[from] RecordError),
@@ -162,7 +171,7 @@ pub async fn start_on<L: Listener>(
     listener: L,
     address: SocketAddr,
 ) -> Result<Running, StartError> {
-    let Ground { id, store, authority, forges, reach, clock, lock } = ground;
+    let Ground { id, store, files, authority, forges, reach, clock, lock } = ground;
     let tls = server_tls(&authority, &authority.issue_server(&config.names)?)?;
 
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -170,10 +179,11 @@ pub async fn start_on<L: Listener>(
     let jobs = Jobs::new(store.clone(), clock.clone());
     let sessions = Arc::new(Sessions::new(clock.clone()));
     let tokens = Tokens::new(store.clone(), clock.clone());
-    let (logs, artifacts) = open_files(config.files_dir.as_ref().unwrap_or(&config.data_dir))?;
+    let (logs, artifacts) = (JobLogs::new(files.clone()), Artifacts::new(files));
     let (waiting, waits) = watch::channel(Waiting::new());
     let (prove, prover) = Prover::new(store.clone(), this_start(&id), config.timers.host_lease.0);
-    let reclaim = reclaim(&view, &jobs, &logs, &clock, config);
+    let mut lead_only = of_hosts(&view, &jobs, &logs, &clock, config);
+    let defaults = Defaults { max_running: config.max_running, quarantine: config.quarantine.rules() };
 
     let reconciler = Reconciler {
         view: view.clone(),
@@ -181,7 +191,7 @@ pub async fn start_on<L: Listener>(
         jobs: jobs.clone(),
         gates: Gates { jobs: jobs.clone(), forges: forges.clone() },
         publisher: Publisher { jobs: jobs.clone(), forges: forges.clone() },
-        max_running: config.max_running,
+        defaults,
         clock: clock.clone(),
         waiting,
     };
@@ -203,13 +213,19 @@ pub async fn start_on<L: Listener>(
         tokens: tokens.clone(),
         authority: authority.clone(),
         forges: forges.clone(),
-        max_running: config.max_running,
+        defaults,
         clock: clock.clone(),
     };
     let (timers, of_sessions) = (config.timers, sessions.clone());
     let parts = SessionParts { view: view.clone(), jobs, sessions: of_sessions, logs: logs.clone(), prover, timers };
-    let session_service =
-        SessionService { parts, forges, logs, artifacts, shutdown: shutdown.clone(), tasks: tasks.clone() };
+    let session_service = SessionService {
+        parts,
+        forges,
+        logs: logs.clone(),
+        artifacts,
+        shutdown: shutdown.clone(),
+        tasks: tasks.clone(),
+    };
     let peers = config.address.clone().unwrap_or_else(|| default_address(config, address));
     let leader = Leader::new(store.clone(), clock, id.clone(), peers);
     let term = leader.term.subscribe();
@@ -217,13 +233,14 @@ pub async fn start_on<L: Listener>(
     let services =
         Services { jobs: jobs_service, fleet: fleet_service, session: session_service, passing: Arc::new(passing) };
 
-    let upkeep = Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone() };
-    let lead_only: Vec<Arc<dyn LeadOnly>> =
-        vec![Arc::new(reconciler), Arc::new(reclaim), Arc::new(Compaction { store: store.clone() })];
+    lead_only.extend([Arc::new(reconciler) as Arc<dyn LeadOnly>, Arc::new(Compaction { store: store.clone() })]);
+    tasks.spawn(Presence::of(&leader).run(shutdown.clone()));
     tasks.spawn(prove.run(shutdown.clone()));
-    tasks.spawn(upkeep.run(shutdown.clone()));
+    tasks.spawn(upkeep(&tls, &authority, config).run(shutdown.clone()));
     tasks.spawn(view.clone().follow(store.clone(), shutdown.clone()));
-    tasks.spawn(sessions.only_while_leading(term, shutdown.clone()));
+    tasks.spawn(sessions.only_while_leading(term.clone(), shutdown.clone()));
+    tasks.spawn(logs.clone().only_while_leading(term, shutdown.clone()));
+    tasks.spawn(logs.settle_resting(shutdown.clone()));
     tasks.spawn(leader.run(lead_only, shutdown.clone()));
     tasks.spawn(services.serve::<L>(config.connection_age.0, tls.incoming(listener), shutdown.clone())?);
     info!(%address, "controller is ready");
@@ -254,9 +271,21 @@ pub async fn bootstrap(running: &Running, path: &Path) -> Result<(), StartError>
     write().map_err(|source| StartError::BootstrapToken { path: path.display().to_string(), source })
 }
 
-fn reclaim(view: &Arc<View>, jobs: &Arc<Jobs>, logs: &JobLogs, clock: &Clock, config: &Config) -> Reclaim {
+fn upkeep(tls: &ServerTls, authority: &Arc<Authority>, config: &Config) -> Upkeep {
+    Upkeep { tls: tls.clone(), authority: authority.clone(), names: config.names.clone() }
+}
+
+/// What the leader does about hosts: those that are silent, and those that are to be empty.
+fn of_hosts(
+    view: &Arc<View>,
+    jobs: &Arc<Jobs>,
+    logs: &JobLogs,
+    clock: &Clock,
+    config: &Config,
+) -> Vec<Arc<dyn LeadOnly>> {
+    let drain = Drain { view: view.clone(), jobs: jobs.clone(), clock: clock.clone() };
     let (view, jobs, logs, clock) = (view.clone(), jobs.clone(), logs.clone(), clock.clone());
-    Reclaim { view, jobs, logs, clock, grace: config.timers.grace.0 }
+    vec![Arc::new(drain), Arc::new(Reclaim { view, jobs, logs, clock, grace: config.timers.grace.0 })]
 }
 
 /// Names this start of a controller: sessions of one that was killed a moment ago are not those of this one.
@@ -294,7 +323,7 @@ impl Services {
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .max_connection_age(connection_age)
             .max_connection_age_grace(AGE_GRACE)
-            .layer(AccessLayer { tokens: self.fleet.tokens.clone() })
+            .layer(AccessLayer { tokens: self.fleet.tokens.clone(), hosts: self.fleet.hosts() })
             .layer(PassingLayer { passing: self.passing })
             .add_service(health_service)
             .add_service(reflection_service)
@@ -319,21 +348,23 @@ impl Services {
     }
 }
 
+/// Opens the files that the configuration names, and tries them. Fails where a person must change something; files that
+/// do not answer for a while are no reason not to start: logs wait on their hosts.
+pub async fn open_files(config: &Config) -> Result<Files, StartError> {
+    let files = files::open(config).await?;
+    match files.try_out().await {
+        Err(error) if !error.is_retryable() => return Err(error.into()),
+        Err(error) => warn!(error = %Chain(&error), "the files do not answer; logs wait on their hosts until they do"),
+        Ok(()) => {}
+    }
+    Ok(files)
+}
+
 async fn listen(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
     let failed = |source| StartError::Listen { address: wanted, source };
     let listener = TcpListener::bind(wanted).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
-}
-
-/// Opens what jobs leave behind.
-fn open_files(files: &Path) -> Result<(JobLogs, Artifacts), StartError> {
-    let logs = JobLogs::new(make_dir(&files.join("logs"))?);
-    Ok((logs, open_artifacts(&make_dir(&files.join("artifacts"))?)?))
-}
-
-fn open_artifacts(dir: &Path) -> Result<Artifacts, StartError> {
-    Artifacts::open(dir).map_err(|source| StartError::Directory { path: dir.display().to_string(), source })
 }
 
 fn make_dir(path: &Path) -> Result<std::path::PathBuf, StartError> {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use devfleet_proto::v1;
 use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::id::{AttemptId, HostId};
+use devfleet_shared::protocol;
 use devfleet_shared::resources::Resources;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -53,6 +54,8 @@ pub struct Connected {
     pub incarnation: String,
     /// When it was last heard of.
     pub last_seen: Timestamp,
+    /// The protocol that it speaks.
+    pub protocol: u32,
     /// What it said of itself last.
     pub inventory: v1::HostInventory,
     number: u64,
@@ -129,6 +132,7 @@ impl Sessions {
         let connected = Connected {
             incarnation: hello.incarnation.clone(),
             last_seen: self.clock.now(),
+            protocol: protocol::said(hello.protocol),
             inventory: hello.inventory.clone().unwrap_or_default(),
             number,
             orders,

@@ -10,19 +10,27 @@ use std::sync::{Arc, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use devfleet_shared::backoff::Backoff;
+use devfleet_shared::clock::Timestamp;
 use devfleet_shared::error::Chain;
-use devfleet_shared::id::{Fence, HostId, JobId, ProjectName};
+use devfleet_shared::id::{AttemptId, ControllerId, Fence, HostId, JobId, ProjectName};
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::project::ProjectRecord;
+use crate::quarantine::{self, Outcome};
+use crate::store::records::controllers::ControllerRecord;
+use crate::store::records::fleet::Generation;
+use crate::store::records::hosts::Removed;
 use crate::store::records::leadership::LeaderRecord;
 use crate::store::records::live::{LIVE, Live};
 use crate::store::records::settings::Settings;
 use crate::store::records::{HostRecord, JobSpec, JobState, Owner, PREFIX, RecordError, decode};
 use crate::store::{Entry, Revision, SharedStore, StoreError, WatchEvent};
+
+/// How many attempts of each host are remembered by what became of them.
+const OUTCOMES: usize = 100;
 
 /// A job, as far as it is known.
 #[derive(Debug, Clone)]
@@ -49,6 +57,14 @@ pub struct Records {
     pub projects: BTreeMap<ProjectName, Arc<ProjectRecord>>,
     /// The hosts that joined.
     pub hosts: BTreeMap<HostId, Arc<HostRecord>>,
+    /// The hosts that were removed.
+    pub removed: BTreeMap<HostId, Arc<Removed>>,
+    /// The controllers that run.
+    pub controllers: BTreeMap<ControllerId, ControllerRecord>,
+    /// Which store this is.
+    pub generation: Option<Generation>,
+    /// What became of each host's newest attempts, in the order of their ends.
+    outcomes: BTreeMap<HostId, BTreeMap<(Timestamp, AttemptId), Outcome>>,
     /// The sessions that hosts have, on any controller.
     pub live: BTreeMap<HostId, Live>,
     /// Who leads.
@@ -80,6 +96,26 @@ impl Records {
         self.active.iter().filter_map(|id| self.job(id))
     }
 
+    /// Returns what became of a host's newest attempts, oldest end first; what says nothing of the host is left out.
+    pub fn outcomes(&self, host: &HostId) -> impl Iterator<Item = &Outcome> {
+        self.outcomes.get(host).into_iter().flat_map(BTreeMap::values)
+    }
+
+    fn note_outcomes(&mut self, id: &JobId) {
+        let (Some((state, _)), Some(spec)) = (self.states.get(id), self.specs.get(id)) else { return };
+        for attempt in &state.attempts {
+            let (Some(finished), Some(result)) = (attempt.finished, attempt.result()) else { continue };
+            let Some(verdict) = quarantine::verdict(result) else { continue };
+            let (job, project) = (id.clone(), spec.project.clone());
+            let outcome = Outcome { assigned: attempt.assigned, finished, job, project, verdict };
+            let known = self.outcomes.entry(attempt.host.clone()).or_default();
+            known.insert((finished, attempt.id.clone()), outcome);
+            while known.len() > OUTCOMES {
+                known.pop_first();
+            }
+        }
+    }
+
     fn note_active(&mut self, id: &JobId) {
         let open = self.states.get(id).is_some_and(|(state, _)| !state.phase.is_terminal());
         if open || self.owners.contains_key(id) {
@@ -106,6 +142,7 @@ impl Records {
                 if let Ok(id) = id.parse::<JobId>() {
                     self.states.insert(id.clone(), (Arc::new(decode(&entry.key, &entry.value)?), entry.modified));
                     self.note_active(&id);
+                    self.note_outcomes(&id);
                 }
             }
             ["owners", id] => {
@@ -130,6 +167,17 @@ impl Records {
                     self.hosts.insert(id, Arc::new(decode(&entry.key, &entry.value)?));
                 }
             }
+            ["removed", id] => {
+                if let Ok(id) = id.parse() {
+                    self.removed.insert(id, Arc::new(decode(&entry.key, &entry.value)?));
+                }
+            }
+            ["controllers", id] => {
+                if let Ok(id) = id.parse() {
+                    self.controllers.insert(id, decode(&entry.key, &entry.value)?);
+                }
+            }
+            ["generation"] => self.generation = Some(decode(&entry.key, &entry.value)?),
             ["settings"] => self.settings = Some((Arc::new(decode(&entry.key, &entry.value)?), entry.modified)),
             _ => {}
         }
@@ -154,6 +202,9 @@ impl Records {
                 }
             }
             ["settings"] => self.settings = None,
+            ["generation"] => self.generation = None,
+            ["removed", id] => drop(id.parse().map(|id: HostId| self.removed.remove(&id))),
+            ["controllers", id] => drop(id.parse().map(|id: ControllerId| self.controllers.remove(&id))),
             ["projects", name] => drop(name.parse().map(|name: ProjectName| self.projects.remove(&name))),
             ["live", id] => drop(id.parse().map(|id: HostId| self.live.remove(&id))),
             ["hosts", id] => drop(id.parse().map(|id: HostId| self.hosts.remove(&id))),

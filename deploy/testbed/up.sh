@@ -148,7 +148,7 @@ make_controller() { # NODE
     mkdir -p "$DIR/ca" "$DIR/files"
     {
         printf 'data_dir = "%s"\nlisten = "0.0.0.0:7443"\nnames = ["%s"]\n' "$DIR/$1/controller" "$(address_of "$1")"
-        printf 'max_running = 50\nca_dir = "%s"\nfiles_dir = "%s"\n' "$DIR/ca" "$DIR/files"
+        printf 'max_running = 50\nca_dir = "%s"\nfiles = { kind = "directory", path = "%s" }\n' "$DIR/ca" "$DIR/files"
         printf '[store]\nkind = "etcd"\nendpoints = [%s]\n' "$(endpoints)"
     } >"$DIR/$1/controller.toml"
     write_part "$1.controller" "-u http_proxy -u https_proxy" "$BIN/devfleet-controller" \

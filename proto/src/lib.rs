@@ -1,9 +1,10 @@
 //! The wire of devfleet: generated messages and services, and conversion to and from the vocabulary.
 //!
 //! The only crate that knows both spellings of a type. A new field goes into the `.proto` file, into `convert`, and
-//! into the vocabulary; nothing else changes.
+//! into the vocabulary; nothing else changes. `dial` is how hosts and people connect to a controller.
 
 pub mod convert;
+pub mod dial;
 
 /// Version 1 of the wire.
 #[expect(clippy::allow_attributes, reason = "generated")]

@@ -1,5 +1,5 @@
 //! Whether an environment fits into what is free. A decider, and the same one on both sides: the controller plans with
-//! it, and a host looks again before it begins, since its disk may have filled meanwhile.
+//! it, and a host judges again before it begins, since what it has may have changed meanwhile.
 
 use crate::resources::Resources;
 
@@ -11,6 +11,22 @@ pub struct Refused {
     pub lacking: Vec<&'static str>,
 }
 
+/// Returns what an environment takes away from others on its host. Processors are shared by those who want them: how
+/// many an environment may use is a limit, which the host must have, and no reservation.
+pub fn set_aside(wanted: Resources) -> Resources {
+    Resources { cpu_millis: 0, ..wanted }
+}
+
+/// Returns what a host has room for, beside what is `taken` already. Of its disk that is no more than what is `measured`
+/// to be free right now.
+pub fn room(total: Resources, taken: Resources, measured: Resources) -> Resources {
+    let left = total.minus(set_aside(taken));
+    Resources {
+        disk_bytes: left.disk_bytes.min(measured.disk_bytes),
+        disk_inodes: left.disk_inodes.min(measured.disk_inodes),
+        ..left
+    }
+}
 /// Says whether an environment fits into what is free. Cheap: planning asks for every host.
 pub fn fits(free: &Resources, wanted: &Resources) -> bool {
     wanted.cpu_millis <= free.cpu_millis
@@ -47,5 +63,14 @@ mod tests {
         check(Resources { disk_bytes: 0, ..one }, one, &["disk"]);
         check(Resources { disk_inodes: 0, ..one }, one, &["inodes"]);
         check(Resources { slots: 0, ..one }, one, &["slots"]);
+    }
+    #[test]
+    fn processors_are_shared_and_all_else_is_set_aside() {
+        let total = Resources { cpu_millis: 2_000, memory_bytes: 100, disk_bytes: 100, disk_inodes: 100, slots: 4 };
+        let taken = Resources { cpu_millis: 2_000, memory_bytes: 60, disk_bytes: 10, disk_inodes: 10, slots: 1 };
+        let measured = Resources { disk_bytes: 50, disk_inodes: 95, ..Resources::default() };
+        let free = room(total, taken, measured);
+        assert_eq!(free, Resources { cpu_millis: 2_000, memory_bytes: 40, disk_bytes: 50, disk_inodes: 90, slots: 3 });
+        check(free, Resources { cpu_millis: 2_001, memory_bytes: 41, ..Resources::default() }, &["cpu", "memory"]);
     }
 }

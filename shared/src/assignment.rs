@@ -94,6 +94,9 @@ pub struct Limits {
     pub bundle_bytes: u64,
     /// Size of the log that is kept, in bytes; what exceeds it is cut and marked.
     pub log_bytes: u64,
+    /// The container runtime of every container; `None`: the engine's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<String>,
 }
 
 impl Default for Limits {
@@ -119,6 +122,7 @@ impl Default for Limits {
             service_ready: Duration::from_secs(30),
             bundle_bytes: 256 << 20,
             log_bytes: 16 << 20,
+            runtime: None,
         }
     }
 }

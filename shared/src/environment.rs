@@ -20,6 +20,9 @@ pub struct EnvironmentSpec {
     pub user: Option<String>,
     /// `linux/amd64` and the like; the engine's own when absent.
     pub platform: Option<String>,
+    /// When CI wants the image to be pulled; the project's setting counts when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullPolicy>,
     /// Service containers, in the order in which the CI file names them.
     pub services: Vec<ServiceSpec>,
     /// Variables for every step, as they stand in the CI file.
@@ -57,6 +60,11 @@ impl PullPolicy {
             PullPolicy::Never => "never",
         }
     }
+
+    /// Returns the one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name)
+    }
 }
 
 /// One service container.
@@ -72,6 +80,12 @@ pub struct ServiceSpec {
     pub entrypoint: Option<Vec<String>>,
     /// Replaces the image's own command.
     pub command: Option<Vec<String>>,
+    /// `linux/amd64` and the like; the engine's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// When CI wants the image to be pulled; the project's setting counts when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullPolicy>,
     /// Variables for the service: the job's public ones and its own.
     pub variables: BTreeMap<String, String>,
 }
@@ -130,7 +144,38 @@ impl Recipe {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn parts() -> impl Strategy<Value = (String, Vec<(String, Vec<u8>)>, String)> {
+        let file = (any::<String>(), proptest::collection::vec(any::<u8>(), 0..8));
+        (any::<String>(), proptest::collection::vec(file, 0..4), any::<String>())
+    }
+
+    proptest! {
+        /// Texts that run into one another (`ab` and `c`, `a` and `bc`) are among the generated ones.
+        #[test]
+        fn equal_recipes_have_equal_digests_and_any_change_changes_it(one in parts(), other in parts(), cut in 0_usize..8) {
+            let recipe = |(text, files, platform): &(String, Vec<(String, Vec<u8>)>, String)| {
+                let file = |(name, content): &(String, Vec<u8>)| RecipeFile {
+                    name: name.clone(), host_path: "/anywhere".into(), digest: Digest::of(content),
+                };
+                Recipe::new(text.clone(), files.iter().map(file).collect(), platform.clone()).digest
+            };
+            prop_assert_eq!(recipe(&one) == recipe(&other), one == other);
+            prop_assert_eq!(recipe(&one), recipe(&one.clone()));
+            let mut moved = one.clone();
+            if let Some((at, _)) = one.0.char_indices().nth(cut) {
+                moved.2 = format!("{}{}", &one.0[at..], one.2);
+                moved.0.truncate(at);
+                prop_assert_ne!(recipe(&moved), recipe(&one));
+            }
+            let mut more = one.clone();
+            more.1.push((String::new(), Vec::new()));
+            prop_assert_ne!(recipe(&more), recipe(&one));
+        }
+    }
 
     #[test]
     fn any_changed_input_changes_the_recipe_digest() {

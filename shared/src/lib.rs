@@ -9,6 +9,7 @@ pub mod attempt;
 pub mod admission;
 pub mod assignment;
 pub mod environment;
+pub mod protocol;
 pub mod resources;
 pub mod units;
 
@@ -17,6 +18,7 @@ pub mod secret;
 
 pub mod backoff;
 pub mod clock;
+pub mod endpoints;
 
 pub mod error;
 pub mod telemetry;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use anyhow::Context as _;
 use devfleet_host::engine::{ImageFacts, SharedEngine};
-use devfleet_host::environment::{Devbox, ImageRequest, Images, Pulls, StepCommand, SubnetPool, frame};
+use devfleet_host::environment::{Devbox, ImageRequest, Images, Pulls, StepCommand, SubnetPool, Wanted, frame};
 use devfleet_host::ledger::Ledger;
 use devfleet_shared::assignment::{AgentKind, AgentSpec, Assignment, Limits, Repository};
 use devfleet_shared::attempt::Step;
@@ -68,8 +68,7 @@ impl Saga {
     pub(crate) async fn image(&self) -> anyhow::Result<ImageFacts> {
         let request = ImageRequest {
             recipe: &self.recipe,
-            base: BASE,
-            platform: "",
+            base: Wanted { reference: BASE, platform: "", pull: None },
             pulls: &Pulls::default(),
             created: self.clock.now(),
             note: &|_| {},

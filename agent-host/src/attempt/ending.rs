@@ -32,6 +32,8 @@ impl Attempt {
         self.log.note("nothing of the environment is left");
         self.log.finish();
         self.record(Entry::TornDown);
+        // Before the controller hears of it: what it gives next must find the room.
+        self.around.admitted.release(&self.assignment.attempt);
     }
 
     async fn stop_running_step(&self) {
@@ -118,6 +120,7 @@ impl Attempt {
                 () = self.unbuild() => {}
             }
             self.record(Entry::TornDown);
+            self.around.admitted.release(&self.assignment.attempt);
             self.reporter.phase(phase, None);
         }
         let attempt = &self.assignment.attempt;

@@ -4,16 +4,16 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use devfleet_shared::admission;
 use devfleet_shared::attempt::{Failure, FailureReason};
 use devfleet_shared::backoff::Backoff;
 use devfleet_shared::error::Chain;
+use devfleet_shared::resources::Resources;
 
 use super::ports::{Claim, ControllerError, Grant};
 use super::{Attempt, Halt};
 use crate::disk::{self, Space};
 use crate::engine::{ContainerState, EngineError, ImageFacts};
-use crate::environment::{EnvironmentError, ImageRequest, Pulls, reason_of};
+use crate::environment::{EnvironmentError, ImageRequest, Pulls, Wanted, reason_of};
 
 /// The pace at which a controller that cannot be reached is asked again.
 const ASK_AGAIN: Backoff = Backoff { first: Duration::from_millis(500), ceiling: Duration::from_secs(15) };
@@ -37,22 +37,31 @@ impl Attempt {
         self.open_caches().await
     }
 
+    /// Judges once more what the controller has judged with the same rule: this host may have less by now.
     async fn admit(&self) -> Result<(), Halt> {
-        let path = match &self.around.engine_disk {
-            Some(path) => Some(path.clone()),
-            // The engine was away when the daemon started.
-            None => disk::of_engine(&self.patiently(|| self.around.engine.facts()).await?),
-        };
-        let Some(path) = path else { return Ok(()) };
+        let facts = self.patiently(|| self.around.engine.facts()).await?;
         let full = |message| Failure { reason: FailureReason::DiskFull, message };
-        let space = Space::at(&path).map_err(|error| full(format!("failed to {}", Chain(&error))))?;
-        let wanted = self.assignment.limits.resources;
-        let free = disk::free(wanted, Default::default(), &space);
-        let admitted = admission::admit(&free, &wanted).map_err(|refused| {
-            let advice = "free some, for example with `docker system df` and `devfleet sweep`";
-            Failure { reason: FailureReason::NoRoom, message: format!("failed to {refused}; {advice}") }
-        });
-        Ok(admitted?)
+        let space = match self.around.engine_disk.clone().or_else(|| disk::of_engine(&facts)) {
+            Some(path) => Space::at(&path).map_err(|error| full(format!("failed to {}", Chain(&error))))?,
+            // It cannot be seen from here, so nothing is said against it.
+            None => Space::UNSEEN,
+        };
+        let total = disk::total(&facts, &space, self.around.slots);
+        let measured = disk::free(total, Resources::default(), &space);
+        let limits = &self.assignment.limits;
+        let no_room = |message| Failure { reason: FailureReason::NoRoom, message };
+        if let Some(runtime) = limits.runtime.as_ref().filter(|runtime| !facts.runtimes.contains(*runtime)) {
+            let message = format!("failed to take the job on: this host's engine has no runtime {runtime} (any more)");
+            return Err(no_room(message).into());
+        }
+        let admitted = self.around.admitted.admit(&self.assignment.attempt, limits.resources, total, measured);
+        admitted.map_err(|refused| {
+            let advice = match refused.lacking.iter().any(|lacking| matches!(*lacking, "disk" | "inodes")) {
+                true => "; free some, for example with `docker system df` and `devfleet sweep`",
+                false => "",
+            };
+            no_room(format!("failed to {refused}{advice}")).into()
+        })
     }
 
     /// Makes image, network, workspace and services, until they are ready.
@@ -96,8 +105,7 @@ impl Attempt {
                 let pulls = self.pulls().await?;
                 let request = ImageRequest {
                     recipe: &self.assignment.recipe,
-                    base: &spec.image,
-                    platform: spec.platform.as_deref().unwrap_or_default(),
+                    base: Wanted::base(spec),
                     pulls: &pulls,
                     created: self.around.clock.now(),
                     note: &note,

@@ -100,6 +100,7 @@ impl Engine for DockerEngine {
             data_root: facts.docker_root_dir.unwrap_or_default(),
             cpus: facts.ncpu.and_then(|cpus| cpus.try_into().ok()).unwrap_or(0),
             memory_bytes: facts.mem_total.and_then(|bytes| bytes.try_into().ok()).unwrap_or(0),
+            runtimes: facts.runtimes.unwrap_or_default().into_keys().collect(),
         })
     }
 

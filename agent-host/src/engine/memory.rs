@@ -233,6 +233,7 @@ impl Engine for MemoryEngine {
                 data_root: "/".into(),
                 cpus: 2,
                 memory_bytes: 8 << 30,
+                runtimes: BTreeSet::from(["runc".to_owned()]),
             })
         })
     }
@@ -277,10 +278,8 @@ impl Engine for MemoryEngine {
             let image = ImageFacts {
                 id: format!("sha256:{:064x}", state.builds),
                 user: build.arguments.get("DEVFLEET_USER").cloned().unwrap_or_default(),
-                entrypoint: Vec::new(),
-                command: Vec::new(),
-                ports: Vec::new(),
                 labels: build.labels.clone(),
+                ..ImageFacts::default()
             };
             state.images.insert(build.tag.clone(), image.clone());
             Ok(image)

@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use devfleet_shared::attempt::FailureReason;
 use devfleet_shared::clock::Timestamp;
 use devfleet_shared::environment::{PullPolicy, Recipe, RecipeFile};
+use devfleet_shared::error::Chain;
 use devfleet_shared::id::{Digest, HostId, hex};
 use sha2::Digest as _;
 
-use super::{Note, PrivateImages, Pulls, host_labels, reason_of};
+use super::{Note, PrivateImages, Pulls, RegistryMirrors, Wanted, host_labels, reason_of};
 use crate::engine::{EngineError, ImageBuild, ImageFacts, SharedEngine, label};
 
 /// The name under which all our images stand.
@@ -100,9 +101,7 @@ pub struct ImageRequest<'a> {
     /// What it is made from.
     pub recipe: &'a Recipe,
     /// The CI image, as the recipe's `FROM` names it.
-    pub base: &'a str,
-    /// The platform of the CI image; empty: the engine's own.
-    pub platform: &'a str,
+    pub base: Wanted<'a>,
     /// How the CI image may be pulled.
     pub pulls: &'a Pulls,
     /// When, for the label.
@@ -118,12 +117,19 @@ pub struct Images {
     /// One lock per image that is being made. Locks that nobody holds are dropped.
     flights: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
     private: PrivateImages,
+    mirrors: RegistryMirrors,
 }
 
 impl Images {
     /// Gets images onto this engine, labelled with this host.
     pub fn new(engine: SharedEngine, host: HostId) -> Self {
-        Self { engine, host, flights: Mutex::default(), private: PrivateImages::default() }
+        Self {
+            engine,
+            host,
+            flights: Mutex::default(),
+            private: PrivateImages::default(),
+            mirrors: RegistryMirrors::default(),
+        }
     }
 
     /// Remembers across restarts which images came with a login.
@@ -131,9 +137,14 @@ impl Images {
         Self { private, ..self }
     }
 
+    /// Asks these mirrors before the registries that they stand for.
+    pub fn through(self, mirrors: RegistryMirrors) -> Self {
+        Self { mirrors, ..self }
+    }
+
     /// Returns the image of a recipe: as it is if one with the same key is here, else built.
     pub async fn ensure(&self, request: &ImageRequest<'_>) -> Result<ImageFacts, ImageError> {
-        let base = self.present(request.base, request.platform, request.pulls, request.note).await?;
+        let base = self.present(&request.base, request.pulls, request.note).await?;
         let key = key_of(request, &base);
         let tag = format!("{REPOSITORY}:{}", &key.hex()[..24]);
         if let Some(image) = self.with_key(&tag, &key).await? {
@@ -154,31 +165,39 @@ impl Images {
     }
 
     /// Returns an image by name: as it is here, or pulled, as the project's policy says.
-    pub async fn present(
-        &self,
-        reference: &str,
-        platform: &str,
-        pulls: &Pulls,
-        note: &Note<'_>,
-    ) -> Result<ImageFacts, ImageError> {
-        let unusable = |why| Err(ImageError::Unusable { image: reference.to_owned(), why });
-        match (self.own(reference, pulls).await?, pulls.policy) {
+    pub async fn present(&self, wanted: &Wanted<'_>, pulls: &Pulls, note: &Note<'_>) -> Result<ImageFacts, ImageError> {
+        let policy = pulls.policy_of(wanted);
+        match (self.own(wanted, pulls).await?, policy) {
             (Some(image), PullPolicy::IfNotPresent | PullPolicy::Never) => return Ok(image),
             (None, PullPolicy::Never) => {
-                return unusable(
-                    "this project pulls nothing (`pull = \"never\"`), and the image is not on this host, or was brought with another project's login; bring it with `docker pull`, or choose another policy",
-                );
+                return Err(ImageError::Unusable {
+                    image: wanted.reference.to_owned(),
+                    why: "it is not to be pulled (`pull = \"never\"` of the project, or `pull_policy` in its CI configuration), and is not on this host for this platform, or was brought with another project's login; bring it with `docker pull`, or choose another policy",
+                });
             }
             (_, PullPolicy::Always) | (None, PullPolicy::IfNotPresent) => {}
         }
-        let lock = self.flight(&format!("pull {reference} {platform}"));
+        let lock = self.flight(&format!("pull {} {}", wanted.reference, wanted.platform));
         let _turn = lock.lock().await;
-        if pulls.policy == PullPolicy::IfNotPresent
-            && let Some(image) = self.own(reference, pulls).await?
+        if policy == PullPolicy::IfNotPresent
+            && let Some(image) = self.own(wanted, pulls).await?
         {
             return Ok(image);
         }
-        note(&format!("pulling image {reference}"));
+        note(&format!("pulling image {}", wanted.reference));
+        if let Some(mirror) = self.mirrors.name_of(wanted.reference) {
+            match self.pull(&Wanted { reference: &mirror, ..*wanted }, pulls).await {
+                Ok(image) => return Ok(image),
+                Err(error @ ImageError::Remember { .. }) => return Err(error),
+                Err(error) => note(&format!("failed to {}; its own registry is asked", Chain(&error))),
+            }
+        }
+        self.pull(wanted, pulls).await
+    }
+
+    /// Pulls an image, and remembers first whose it is if that takes a login.
+    async fn pull(&self, wanted: &Wanted<'_>, pulls: &Pulls) -> Result<ImageFacts, ImageError> {
+        let reference = wanted.reference;
         let login = pulls.login(reference);
         let remember = |name: &str| {
             let failed = |source| ImageError::Remember { image: reference.to_owned(), source };
@@ -188,20 +207,35 @@ impl Images {
             // Before anybody can find it here.
             remember(reference)?;
         }
-        let pulled = self.engine.pull(reference, platform, login).await;
+        let pulled = self.engine.pull(reference, wanted.platform, login).await;
         let image = pulled.map_err(|source| ImageError::Engine { image: reference.to_owned(), source })?;
         let names = [reference, &image.id];
         if login.is_some() || self.private.is_foreign(&names, &pulls.project) {
             names.into_iter().try_for_each(remember)?;
         }
+        if !wanted.accepts(&image.platform) {
+            // Docker takes an image that its registry has for one platform, whichever was asked for.
+            let why = "its registry does not have it for the platform that the CI configuration names; correct `docker: platform`, or choose another image";
+            return Err(ImageError::Unusable { image: reference.to_owned(), why });
+        }
         Ok(image)
     }
 
-    /// Returns an image that is here, unless it was brought with another project's login.
-    async fn own(&self, reference: &str, pulls: &Pulls) -> Result<Option<ImageFacts>, ImageError> {
-        let found = self.engine.image(reference).await;
-        let found = found.map_err(|source| ImageError::Engine { image: reference.to_owned(), source })?;
-        Ok(found.filter(|image| !self.private.is_foreign(&[reference, &image.id], &pulls.project)))
+    /// Returns an image that is here, under its own name or that of a mirror, unless it is for another platform or was
+    /// brought with another project's login.
+    async fn own(&self, wanted: &Wanted<'_>, pulls: &Pulls) -> Result<Option<ImageFacts>, ImageError> {
+        let mirror = self.mirrors.name_of(wanted.reference);
+        for name in [Some(wanted.reference), mirror.as_deref()].into_iter().flatten() {
+            let found = self.engine.image(name).await;
+            let found = found.map_err(|source| ImageError::Engine { image: name.to_owned(), source })?;
+            let serves = |image: &ImageFacts| {
+                wanted.accepts(&image.platform) && !self.private.is_foreign(&[name, &image.id], &pulls.project)
+            };
+            if let Some(image) = found.filter(serves) {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
     }
 
     async fn with_key(&self, tag: &str, key: &Digest) -> Result<Option<ImageFacts>, ImageError> {
@@ -218,7 +252,7 @@ impl Images {
         tag: String,
     ) -> Result<ImageFacts, ImageError> {
         let files = check_files(request.recipe.files.clone()).await?;
-        (request.note)(&format!("building the image on top of {}", request.base));
+        (request.note)(&format!("building the image on top of {}", request.base.reference));
         let mut labels = host_labels(&self.host);
         labels.insert(label::ROLE.into(), "image".into());
         labels.insert(label::IMAGE_KEY.into(), key.to_string());
@@ -226,13 +260,16 @@ impl Images {
         labels.insert(label::CREATED.into(), request.created.0.to_string());
         let build = ImageBuild {
             tag,
-            dockerfile: labelled(&request.recipe.dockerfile),
+            dockerfile: placed(&request.recipe.dockerfile, &base.id),
             arguments: BTreeMap::from([("DEVFLEET_USER".into(), user_of(base).into())]),
             files,
             labels,
             platform: request.recipe.platform.clone(),
         };
-        self.engine.build(&build, &|line| (request.note)(line)).await.map_err(|error| build_error(request.base, error))
+        self.engine
+            .build(&build, &|line| (request.note)(line))
+            .await
+            .map_err(|error| build_error(request.base.reference, error))
     }
 
     fn flight(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -255,7 +292,7 @@ fn key_of(request: &ImageRequest<'_>, base: &ImageFacts) -> Digest {
         user_of(base).as_bytes(),
         Recipe::BUILDER_VERSION.as_bytes(),
         request.recipe.platform.as_bytes(),
-        request.platform.as_bytes(),
+        request.base.platform.as_bytes(),
     ])
 }
 
@@ -264,14 +301,17 @@ fn user_of(image: &ImageFacts) -> &str {
     if image.user.is_empty() { "0" } else { &image.user }
 }
 
-/// Puts our label behind every `FROM`: what an aborted build leaves behind is then found by it. The same on every host, so
-/// that hosts on one engine share the layers; what names this host goes onto the finished image.
-fn labelled(dockerfile: &str) -> String {
+/// Puts a recipe on the image that was found for it, by content: its name may stand for another one by now, or may not be
+/// known to the engine at all when a mirror gave it. Behind it stands our label, by which what an aborted build leaves
+/// behind is found: the same on every host, so that hosts on one engine share the layers. What names this host goes onto
+/// the finished image.
+fn placed(dockerfile: &str, base: &str) -> String {
     let mut text = String::new();
     for line in dockerfile.lines() {
-        text.extend([line, "\n"]);
-        if line.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case("from")) {
-            text.extend(["LABEL ", label::APP, "=", label::APP_VALUE, "\n"]);
+        if line.split_whitespace().next() == Some("FROM") {
+            text.extend(["FROM ", base, "\nLABEL ", label::APP, "=", label::APP_VALUE, "\n"]);
+        } else {
+            text.extend([line, "\n"]);
         }
     }
     text
@@ -334,10 +374,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_label_without_a_host_stands_behind_every_from() {
-        let text = labelled("FROM x AS one\nRUN from y\nfrom z\nUSER a");
-        let label = "LABEL devfleet.app=devfleet\n";
-        assert_eq!(text, format!("FROM x AS one\n{label}RUN from y\nfrom z\n{label}USER a\n"));
+    fn a_recipe_is_put_on_the_content_that_was_found_with_a_label_behind_it() {
+        let text = placed("FROM python:3.11\nRUN FROM y\nUSER a", "sha256:1");
+        assert_eq!(text, "FROM sha256:1\nLABEL devfleet.app=devfleet\nRUN FROM y\nUSER a\n");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::steps::CAPABILITIES;
-use super::{Devbox, EnvironmentError, Pulls};
+use super::{Devbox, EnvironmentError, Pulls, Wanted};
 use crate::engine::{ContainerSpec, ContainerState, EngineError, ImageFacts};
 
 /// A service gets this much memory at most, in bytes.
@@ -63,7 +63,7 @@ impl Devbox<'_> {
         pulls: &Pulls,
         given_up: &CancellationToken,
     ) -> Result<(), EnvironmentError> {
-        let image = self.images.present(&service.image, "", pulls, self.note).await?;
+        let image = self.images.present(&Wanted::service(service), pulls, self.note).await?;
         let name = self.make_container(self.service_container(service, &image)).await?;
         let failed = |source| EnvironmentError::Engine { action: format!("start service {}", service.name), source };
         self.engine.start(&name, None, false).await.map_err(failed)?;
@@ -86,6 +86,7 @@ impl Devbox<'_> {
             cpu_millis: limits.resources.cpu_millis,
             memory_bytes,
             pids: limits.pids,
+            runtime: limits.runtime.clone(),
             init: true,
             keep_output: true,
             labels: self.labels(&service.name),

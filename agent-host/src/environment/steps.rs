@@ -113,6 +113,7 @@ impl Devbox<'_> {
             cpu_millis: limits.resources.cpu_millis,
             memory_bytes,
             pids: limits.pids,
+            runtime: limits.runtime.clone(),
             init: true,
             labels: self.labels(role),
             ..ContainerSpec::default()

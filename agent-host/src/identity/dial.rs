@@ -1,48 +1,20 @@
-//! Connections to the controller: TCP, then TLS with settings that are asked for anew each time, then HTTP/2.
-//!
-//! tonic's own TLS takes its certificates once and for all; a host's certificate changes every few hours.
+//! Calls of a host that is joining or renewing: they do not wait for ever.
 
-use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
-use http::Uri;
-use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
-use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-use tonic::transport::{Channel, Endpoint};
-use tower::service_fn;
+use devfleet_proto::dial::DialError;
 
 use super::IdentityError;
 
-/// TCP and TLS together.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Connects now.
-pub(super) async fn connect(
-    url: &str,
-    config: impl Fn() -> Arc<ClientConfig> + Clone + Send + Sync + 'static,
-) -> Result<Channel, IdentityError> {
-    let (endpoint, target) = endpoint(url)?;
-    endpoint
-        .connect_with_connector(service_fn(move |_: Uri| open(target.clone(), config())))
-        .await
-        .map_err(|source| IdentityError::Connect { url: url.to_owned(), source })
-}
-
-/// Connects when the channel is first used, and again whenever the connection broke.
-pub(super) fn lazily(
-    url: &str,
-    config: impl Fn() -> Arc<ClientConfig> + Clone + Send + Sync + 'static,
-) -> Result<Channel, IdentityError> {
-    let (endpoint, target) = endpoint(url)?;
-    Ok(endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| open(target.clone(), config()))))
+impl From<DialError> for IdentityError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::BadUrl(url) => IdentityError::BadUrl { url },
+            DialError::Connect { url, source } => IdentityError::Connect { url, source },
+        }
+    }
 }
 
 /// Makes a call that does not wait for ever.
@@ -50,62 +22,4 @@ pub(super) fn with_deadline<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     request.set_timeout(CALL_DEADLINE);
     request
-}
-
-#[derive(Debug, Clone)]
-struct Target {
-    host: String,
-    port: u16,
-    name: ServerName<'static>,
-}
-
-fn endpoint(url: &str) -> Result<(Endpoint, Target), IdentityError> {
-    let bad = || IdentityError::BadUrl { url: url.to_owned() };
-    let uri: Uri = url.parse().map_err(|_| bad())?;
-    if uri.scheme_str() != Some("https") || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return Err(bad());
-    }
-    let authority = uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or_else(bad)?;
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-    let name = ServerName::try_from(host.clone()).map_err(|_| bad())?;
-    let target = Target { host, port: authority.port_u16().unwrap_or(443), name };
-    // To tonic the connection is plain: the connector has done TLS already, and would be refused an https address.
-    let endpoint = Endpoint::from_shared(format!("http://{authority}"))
-        .map_err(|_| bad())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true);
-    Ok((endpoint, target))
-}
-
-async fn open(target: Target, config: Arc<ClientConfig>) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
-    let connecting = async {
-        let tcp = TcpStream::connect((target.host.as_str(), target.port)).await?;
-        tcp.set_nodelay(true)?;
-        TlsConnector::from(config).connect(target.name, tcp).await
-    };
-    match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(opened) => opened.map(TokioIo::new),
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no connection within 5 seconds")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_https_with_nothing_behind_the_port() {
-        for good in ["https://controller:7443", "https://127.0.0.1:7443/", "https://[::1]:7443", "https://controller"] {
-            assert!(endpoint(good).is_ok(), "{good}");
-        }
-        for bad in
-            ["", "controller:7443", "http://controller:7443", "https://", "https://c/x", "https://u@c:1", "https://c?x"]
-        {
-            assert!(matches!(endpoint(bad), Err(IdentityError::BadUrl { .. })), "{bad}");
-        }
-        assert_eq!(endpoint("https://[::1]:7443").expect("address").1.host, "::1");
-    }
 }

@@ -25,8 +25,6 @@ pub struct Inventory {
     pub around: Arc<Surroundings>,
     /// What is here.
     pub supervisor: SupervisorHandle,
-    /// Environments at the same time.
-    pub slots: u64,
     /// Where the mirrors lie.
     pub mirrors: PathBuf,
 }
@@ -63,7 +61,7 @@ impl Inventory {
             .collect();
         inventory.problems.extend(disk::problems(&disks));
         if let Some((_, space)) = disks.first() {
-            let total = disk::total(&facts, space, self.slots);
+            let total = disk::total(&facts, space, self.around.slots);
             let free = match inventory.problems.is_empty() {
                 true => disk::free(total, self.supervisor.reserved().await, space),
                 false => Resources::default(),
@@ -74,6 +72,7 @@ impl Inventory {
         inventory.engine_version = facts.version;
         inventory.engine_api = facts.api;
         inventory.storage_driver = facts.storage_driver;
+        inventory.runtimes = facts.runtimes.into_iter().collect();
     }
 
     async fn add_images(&self, inventory: &mut HostInventory) {

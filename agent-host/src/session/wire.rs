@@ -24,6 +24,8 @@ use crate::spool::shipping::Dial;
 
 /// The largest message that is taken from a controller, in bytes: a set of many assignments with long tasks.
 const MESSAGE_LIMIT: usize = 64 << 20;
+/// The reason with which controllers refuse a host that is not part of the fleet.
+pub(super) const HOST_REMOVED: &str = "HOST_REMOVED";
 /// How long a call may take.
 const CALL: std::time::Duration = std::time::Duration::from_secs(30);
 
@@ -140,7 +142,7 @@ fn grant(wire: v1::Grant) -> Grant {
         git,
         registries: registries.collect(),
         // An older controller names none.
-        pull_policy: PullPolicy::ALL.into_iter().find(|known| known.name() == wire.pull_policy).unwrap_or_default(),
+        pull_policy: PullPolicy::named(&wire.pull_policy).unwrap_or_default(),
     }
 }
 
@@ -155,7 +157,7 @@ fn refusal(status: Status) -> ControllerError {
     let detail = status.message().to_owned();
     let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
     match (reason.as_str(), status.code()) {
-        ("STALE_FENCE" | "NO_SUCH_JOB" | "JOB_ENDED", _) => ControllerError::Superseded { detail },
+        ("STALE_FENCE" | "NO_SUCH_JOB" | "JOB_ENDED" | HOST_REMOVED, _) => ControllerError::Superseded { detail },
         (
             _,
             Code::Unavailable
@@ -186,6 +188,7 @@ mod tests {
             (Code::FailedPrecondition, "STALE_FENCE", ControllerError::Superseded { detail: detail.clone() }),
             (Code::FailedPrecondition, "SECRET_MISSING", ControllerError::Refused { detail: detail.clone() }),
             (Code::Unavailable, "STORE_AWAY", ControllerError::Unreachable { detail: detail.clone() }),
+            (Code::PermissionDenied, HOST_REMOVED, ControllerError::Superseded { detail: detail.clone() }),
             (Code::PermissionDenied, "NOT_A_HOST", ControllerError::Refused { detail }),
         ];
         for (code, reason, expected) in table {

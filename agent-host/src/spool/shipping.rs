@@ -44,6 +44,9 @@ const RECONNECT: Backoff = Backoff { first: Duration::from_millis(200), ceiling:
 pub trait Dial: Send + Sync + 'static {
     /// Connects.
     async fn dial(&self) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// Says that the controller of the last connection is of no use right now: another comes first at the next one.
+    fn elsewhere(&self) {}
 }
 
 /// Why a connection ended.

@@ -5,8 +5,9 @@ use std::time::Duration;
 use devfleet_host::attempt::ports::{CodeError, ControllerError, Leave};
 use devfleet_host::engine::Mount;
 use devfleet_host::engine::memory::{Fault, Piece, Script};
-use devfleet_shared::assignment::AgentKind;
+use devfleet_shared::assignment::{AgentKind, Limits};
 use devfleet_shared::attempt::{AttemptResult, Failure, FailureReason, Phase, Step};
+use devfleet_shared::resources::Resources;
 
 use crate::world::{CANARY, World, commit, now, trouble, until};
 
@@ -301,8 +302,9 @@ async fn cancel_at_any_moment_ends_in_nothing_left_within_fifteen_seconds() {
             step => step,
         };
         world.running(before).await;
-        // sleep: the clock is paused; the call under way is to be deep in its wait
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        if in_code {
+            until("the call is under way", || world.code.waits() == Some(moment)).await;
+        }
         let asked = tokio::time::Instant::now();
         daemon.handle.apply(world.set(2, true), false).await;
         assert_eq!(world.finish(&daemon).await, AttemptResult::Cancelled, "{moment}");
@@ -357,9 +359,9 @@ async fn an_attempt_that_ended_is_not_begun_again_by_a_set_that_was_on_its_way()
     world.finish(&daemon).await;
     let calls = world.engine.calls().len();
     daemon.handle.apply(world.set(2, false), false).await;
-    daemon.handle.reserved().await;
-    // sleep: the clock is paused; whatever would begin anew has a minute for it
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    // Whatever was begun by the set has its room, and its ledger, before this is answered.
+    assert_eq!(daemon.handle.reserved().await, Resources::default());
+    assert!(!world.ledger().exists(), "it was begun again");
     assert!(daemon.handle.board().of(&world.attempt()).is_none());
     assert_eq!(world.engine.calls().len(), calls);
 }
@@ -380,12 +382,10 @@ async fn a_held_environment_stays_until_its_end_and_then_goes() {
     daemon.handle.acknowledge(world.attempt(), report.sequence, false).await;
     daemon.handle.acknowledge(world.attempt(), report.sequence, true).await;
     daemon.handle.apply(devfleet_host::assignments::AssignmentSet { generation: 9, ..Default::default() }, false).await;
-    daemon.handle.reserved().await;
-    // sleep: the clock is paused; this is most of the hold
-    tokio::time::sleep(Duration::from_secs(3_400)).await;
-    assert!(world.engine.container(&world.name("hold")).is_some());
+    let began = tokio::time::Instant::now();
     let over = |report: devfleet_host::attempt::reports::Report| report.held_until.is_none().then_some(report);
     let report = daemon.reported("the end of the hold", &world.attempt(), over).await;
+    assert!(began.elapsed() > Duration::from_secs(3_400), "it was ended after {:?}", began.elapsed());
     world.assert_nothing_is_left();
     daemon.handle.acknowledge(world.attempt(), report.sequence, false).await;
     daemon.gone(&world.attempt()).await;
@@ -448,29 +448,65 @@ async fn any_engine_call_that_fails_once_is_survived_or_is_the_engines_failure()
 }
 
 #[tokio::test(start_paused = true)]
-async fn slots_bound_what_stands_at_once_and_the_rest_waits() {
-    let world = World::new();
+async fn what_has_no_slot_any_more_is_refused_and_what_ends_makes_room() {
+    let mut world = World::new();
     world.engine.script("agent", Script::runs());
+    world.assignment.limits.resources.memory_bytes = 1 << 30;
     let daemon = world.start();
     let mut set = devfleet_host::assignments::AssignmentSet { generation: 1, ..Default::default() };
-    for number in 0..6 {
+    let want = |set: &mut devfleet_host::assignments::AssignmentSet, number: u32| {
         let mut assignment = world.assignment.clone();
         assignment.attempt = format!("0000000{number}").parse().expect("attempt id");
         let wanted = devfleet_host::assignments::Wanted { assignment: assignment.clone(), cancel: false };
         set.wanted.insert(assignment.attempt, wanted);
-    }
+    };
+    (0..6).for_each(|number| want(&mut set, number));
     daemon.handle.apply(set.clone(), true).await;
     let at = |phase: &str| daemon.handle.board().all().iter().filter(|report| report.phase.name() == phase).count();
-    until("four run", || at("agent") == 4).await;
-    // sleep: the clock is paused; whoever waits has half a minute to be let in by mistake
-    tokio::time::sleep(Duration::from_secs(30)).await;
-    assert_eq!((at("agent"), at("assigned")), (4, 2));
-    // One that waits and is cancelled ends without having had a place.
-    let waiting =
-        daemon.handle.board().all().into_iter().find(|report| report.phase == Phase::Assigned).expect("waits");
+    until("four run", || at("agent") == 4 && at("ended") == 2).await;
+    let reports = daemon.handle.board().all();
+    for report in reports.iter().filter(|report| report.phase.name() == "ended") {
+        let Some(AttemptResult::Failed(failure)) = report.phase.result() else { panic!("{report:?}") };
+        assert!(failure.reason == FailureReason::NoRoom && failure.message.contains("slots"), "{failure:?}");
+    }
+    let runs = reports.iter().find(|report| report.phase.name() == "agent").expect("one runs");
     set.generation = 2;
-    set.wanted.get_mut(&waiting.claim.attempt).expect("wanted").cancel = true;
+    set.wanted.get_mut(&runs.claim.attempt).expect("wanted").cancel = true;
+    daemon.handle.apply(set.clone(), false).await;
+    assert_eq!(daemon.ended(&runs.claim.attempt).await.phase, Phase::Ended(AttemptResult::Cancelled));
+    // Its end has just been reported: whatever is given now finds the room.
+    set.generation = 3;
+    want(&mut set, 7);
     daemon.handle.apply(set, false).await;
-    assert_eq!(daemon.ended(&waiting.claim.attempt).await.phase, Phase::Ended(AttemptResult::Cancelled));
-    assert_eq!(at("agent"), 4);
+    until("another runs", || at("agent") == 4).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_processors_and_runtime_are_judged_on_the_host_too() {
+    let check = async |change: fn(&mut Limits), told: &str| {
+        let mut world = World::new();
+        change(&mut world.assignment.limits);
+        fails(&world, FailureReason::NoRoom, told).await;
+        assert!(!world.engine.calls().iter().any(|call| call.verb.starts_with("ensure")), "nothing was made");
+    };
+    check(|limits| limits.resources.memory_bytes = 9 << 30, "not enough memory").await;
+    check(|limits| limits.resources.cpu_millis = 2_001, "not enough cpu").await;
+    check(|limits| limits.runtime = Some("runsc".into()), "no runtime runsc").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_container_of_an_environment_has_the_wanted_runtime() {
+    let mut world = World::new();
+    world.assignment.limits.runtime = Some("runc".into());
+    world.engine.script("agent", Script::runs());
+    let daemon = world.begin().await;
+    until("the agent runs", || daemon.handle.board().all().iter().any(|report| report.phase.name() == "agent")).await;
+    for role in ["redis", "checkout", "agent"] {
+        let Some(made) = world.engine.container(&world.name(role)) else { continue };
+        assert_eq!(made.runtime.as_deref(), Some("runc"), "{role}");
+    }
+    assert!(
+        world.engine.container(&world.name("redis")).is_some()
+            && world.engine.container(&world.name("agent")).is_some()
+    );
 }

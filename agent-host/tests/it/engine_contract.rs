@@ -138,14 +138,7 @@ where
 }
 
 pub(crate) fn image_facts(id: &str) -> ImageFacts {
-    ImageFacts {
-        id: id.into(),
-        user: String::new(),
-        entrypoint: Vec::new(),
-        command: Vec::new(),
-        ports: Vec::new(),
-        labels: Labels::new(),
-    }
+    ImageFacts { id: id.into(), ..ImageFacts::default() }
 }
 
 pub(crate) async fn collect(output: OutputStream) -> Vec<OutputFrame> {
@@ -536,6 +529,9 @@ async fn docker_containers_have_nothing_that_was_not_wished_for() {
         spec.keep_output = true;
         spec.capabilities = vec!["CHOWN".into()];
         (spec.memory_bytes, spec.pids, spec.cpu_millis) = (64 << 20, 32, 500);
+        spec.runtime = Some("runc".into());
+        let facts = bench.engine.facts().await.expect("facts");
+        assert!(facts.runtimes.contains("runc"), "{facts:?}");
         spec.mounts = vec![Mount::ReadOnlyDirectory { source: folder.path().into(), target: "/mirror".into() }];
         bench.run(&spec).await;
         bench.engine.wait(&spec.name).await.expect("an end");
@@ -558,6 +554,7 @@ async fn docker_containers_have_nothing_that_was_not_wished_for() {
             r#""PidsLimit":32"#,
             r#""NanoCpus":500000000"#,
             r#""IpcMode":"private""#,
+            r#""Runtime":"runc""#,
             r#""CapDrop":["ALL"]"#,
             r#""no-new-privileges""#,
             r#""Type":"local""#,

@@ -11,8 +11,8 @@ use devfleet_host::engine::{
     ContainerState, EngineError, ImageFacts, ObjectKind, ObjectRef, RegistryCredential, label,
 };
 use devfleet_host::environment::{
-    CreationLog, Devbox, EnvironmentError, ImageError, ImageRequest, Images, Pulls, StepCommand, SubnetPool, frame,
-    tear_down,
+    CreationLog, Devbox, EnvironmentError, ImageError, ImageRequest, Images, Pulls, StepCommand, SubnetPool, Wanted,
+    frame, tear_down,
 };
 use devfleet_shared::assignment::{AgentKind, AgentSpec, Assignment, Limits, Repository};
 use devfleet_shared::attempt::{FailureReason, Step};
@@ -354,8 +354,7 @@ async fn images_are_made_once_per_key_however_many_want_them() {
     let want = async |recipe: &Recipe| {
         let request = ImageRequest {
             recipe,
-            base: "app:1",
-            platform: "",
+            base: Wanted { reference: "app:1", platform: "", pull: None },
             pulls: &Pulls::default(),
             created: Timestamp(1),
             note: &|_| (),

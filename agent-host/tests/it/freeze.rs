@@ -92,13 +92,12 @@ async fn nothing_is_pushed_while_it_is_not_proven() {
     let world = world();
     *world.code.stuck.lock().expect("stuck") = Some("push");
     let (daemon, _freezer) = begin(&world).await;
-    until("asked for leave", || !world.asked().is_empty()).await;
+    until("the push is under way", || world.code.waits() == Some("push")).await;
     world.clock.advance(FREEZE);
     until("written down", || ledger(&world).contains("frozen")).await;
     *world.code.stuck.lock().expect("stuck") = None;
-    // sleep: long enough for any push that would be tried nevertheless
-    tokio::time::sleep(Duration::from_secs(120)).await;
-    assert_eq!(world.pushed(), Vec::<String>::new());
+    until("the push is given up", || world.code.waits().is_none()).await;
+    assert_eq!((world.code.asked("push"), world.pushed()), (1, Vec::new()));
     daemon.around.proofs.proven(world.clock.boot());
     assert!(matches!(world.finish(&daemon).await, AttemptResult::Succeeded { .. }));
     assert_eq!(world.pushed().len(), 1);

@@ -76,9 +76,8 @@ async fn a_step_that_runs_is_adopted_with_all_its_output_and_one_container() {
     world.engine.script("agent", Script { output, ..Script::ends(Duration::from_secs(30), 0) });
     let mut daemon = world.begin().await;
     world.running("agent").await;
-    for _ in 0..5 {
-        // sleep: the clock is paused; the step prints a line a second in the meantime
-        tokio::time::sleep(Duration::from_secs(4)).await;
+    for round in 1..=5 {
+        until("lines since the last restart", || daemon.log().contains(&format!("line {}\n", 4 * round))).await;
         daemon.kill().await;
         daemon = world.start();
         daemon.handle.apply(world.set(1, false), true).await;
@@ -147,8 +146,7 @@ async fn a_command_that_ended_with_125_after_the_hand_over_is_not_run_again() {
     let daemon = world.begin().await;
     world.running("agent").await;
     daemon.kill().await;
-    // sleep: the clock is paused; the step ends while nobody watches
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    world.ended("agent").await;
     let daemon = world.start();
     daemon.handle.apply(world.set(1, false), true).await;
     let result = world.finish(&daemon).await;
@@ -169,8 +167,7 @@ async fn a_step_killed_while_nobody_watched_or_services_gone_is_the_engines_fail
         let daemon = world.begin().await;
         world.running("agent").await;
         daemon.kill().await;
-        // sleep: the clock is paused; the step ends while nobody watches
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        world.ended("agent").await;
         if gone {
             use devfleet_host::engine::Engine as _;
             world.engine.stop(&world.name("redis"), Duration::ZERO).await.expect("stop");

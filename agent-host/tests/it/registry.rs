@@ -7,9 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use devfleet_host::engine::{EngineError, ImageFacts, RegistryCredential};
-use devfleet_host::environment::{ImageError, Images, PrivateImages, Pulls};
+use devfleet_host::environment::{ImageError, ImageRequest, Images, PrivateImages, Pulls, RegistryMirrors, Wanted};
 use devfleet_shared::attempt::FailureReason;
-use devfleet_shared::environment::PullPolicy;
+use devfleet_shared::clock::Timestamp;
+use devfleet_shared::environment::{PullPolicy, Recipe};
 use devfleet_shared::secret::Secret;
 
 use crate::engine_contract::Bench;
@@ -51,14 +52,14 @@ impl Registry {
             .spawn()
             .expect("this test needs docker-registry; run: deploy/setup.sh test");
         let registry = Self { program, host, password, directory };
-        for _ in 0..600 {
-            if tokio::net::TcpStream::connect(&registry.host).await.is_ok() {
-                return registry;
+        let mut looks = tokio::time::interval(Duration::from_millis(50));
+        let listening = async {
+            while tokio::net::TcpStream::connect(&registry.host).await.is_err() {
+                looks.tick().await;
             }
-            // sleep: the pace of looking in a loop with a bound
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("the registry does not listen");
+        };
+        tokio::time::timeout(Duration::from_secs(30), listening).await.expect("the registry listens");
+        registry
     }
 
     fn name(&self, image: &str) -> String {
@@ -112,8 +113,12 @@ fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
+fn wanted(name: &str) -> Wanted<'_> {
+    Wanted { reference: name, platform: "", pull: None }
+}
+
 async fn get(images: &Images, name: &str, pulls: &Pulls) -> Result<ImageFacts, ImageError> {
-    images.present(name, "", pulls, &|_| ()).await
+    images.present(&wanted(name), pulls, &|_| ()).await
 }
 
 #[track_caller]
@@ -184,6 +189,9 @@ async fn a_moved_tag_is_followed_always_or_not_at_all_as_the_project_wants() {
     registry.push(SMALL, "moving:1");
     let absent = get(&images, &name, &with(PullPolicy::Never)).await.expect_err("nothing is pulled");
     assert!(absent.to_string().contains("pull = \"never\""), "{absent}");
+    let ci_says_never = Wanted { pull: Some(PullPolicy::Never), ..wanted(&name) };
+    let absent = images.present(&ci_says_never, &with(PullPolicy::IfNotPresent), &|_| ()).await;
+    assert!(matches!(absent, Err(ImageError::Unusable { .. })), "CI's own policy counts: {absent:?}");
     let first = get(&images, &name, &with(PullPolicy::IfNotPresent)).await.expect("pulled");
     let config = format!("{}-held", name);
     run(Command::new("docker").args(["tag", &name, &config]));
@@ -192,6 +200,66 @@ async fn a_moved_tag_is_followed_always_or_not_at_all_as_the_project_wants() {
     for policy in [PullPolicy::IfNotPresent, PullPolicy::Never] {
         assert_eq!(get(&images, &name, &with(policy)).await.expect("it is here").id, first.id, "{policy:?}");
     }
-    let moved = get(&images, &name, &with(PullPolicy::Always)).await.expect("pulled again");
+    let ci_says_always = Wanted { pull: Some(PullPolicy::Always), ..wanted(&name) };
+    let kept = images.present(&ci_says_always, &with(PullPolicy::Never), &|_| ()).await.expect("it is here");
+    assert_eq!(kept.id, first.id, "the project's `never` stands over CI's word");
+    let moved = images.present(&ci_says_always, &with(PullPolicy::IfNotPresent), &|_| ()).await.expect("pulled again");
     assert_ne!(moved.id, first.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_for_another_platform_does_not_serve() {
+    let bench = Bench::docker(&[SMALL]).await;
+    let images = Images::new(bench.engine.clone(), bench.host.clone());
+    let registry = Registry::start().await;
+    let name = registry.name("one-platform:1");
+    registry.push(SMALL, "one-platform:1");
+    let pulls = registry.pulls("own", Some(&registry.password), PullPolicy::IfNotPresent);
+    let own = get(&images, &name, &pulls).await.expect("pulled");
+    let (here, other) = match own.platform.as_str() {
+        "linux/arm64" | "linux/arm64/v8" => ("linux/arm64", "linux/amd64"),
+        _ => ("linux/amd64", "linux/arm64"),
+    };
+    let on = |platform| Wanted { platform, ..wanted(&name) };
+    assert_eq!(images.present(&on(here), &pulls, &|_| ()).await.expect("it is here").id, own.id);
+    let error = images.present(&on(other), &pulls, &|_| ()).await.expect_err("the registry has none for this platform");
+    assert!(matches!(&error, ImageError::Unusable { why, .. } if why.contains("platform")), "{error:?}");
+    assert_eq!(get(&images, &name, &pulls).await.expect("it still serves those who name none").id, own.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_is_asked_first_and_its_registry_when_it_has_not_got_it() {
+    let bench = Bench::docker(&[SMALL, OTHER]).await;
+    let (mirror, registry) = (Registry::start().await, Registry::start().await);
+    let mirrors = [(registry.host.clone(), mirror.host.clone()), ("gone.example.com".to_owned(), mirror.host.clone())];
+    let mirrors = RegistryMirrors(mirrors.into_iter().collect());
+    let images = Images::new(bench.engine.clone(), bench.host.clone()).through(mirrors);
+    let logins = [&mirror, &registry].map(|of| of.pulls("own", Some(&of.password), PullPolicy::IfNotPresent).logins);
+    let pulls = Pulls { project: "own".into(), logins: logins.concat(), policy: PullPolicy::IfNotPresent };
+    mirror.push(SMALL, "app:1");
+    registry.push(OTHER, "app:1");
+    registry.push(OTHER, "unknown:1");
+    let notes = std::sync::Mutex::new(Vec::new());
+    let note = |text: &str| notes.lock().expect("notes").push(text.to_owned());
+
+    let small = bench.engine.image(SMALL).await.expect("asked").expect("it is here");
+    let name = registry.name("app:1");
+    let near = images.present(&wanted(&name), &pulls, &note).await.expect("from the mirror");
+    assert_eq!(near.id, small.id, "the mirror's image, not the registry's");
+    // What came from a mirror is found again, and built upon, though the engine does not know it by its own name.
+    assert_eq!(images.present(&wanted(&name), &pulls, &note).await.expect("it is here").id, near.id);
+    assert_eq!(notes.lock().expect("notes").len(), 1, "{notes:?}");
+
+    let far = images.present(&wanted(&registry.name("unknown:1")), &pulls, &note).await.expect("from its registry");
+    assert_ne!(far.id, near.id);
+    assert!(notes.lock().expect("notes").iter().any(|text| text.contains("its own registry is asked")), "{notes:?}");
+
+    let unreachable = "gone.example.com/team/app:1";
+    let recipe = Recipe::new(format!("FROM {unreachable}\nLABEL made=here\n"), Vec::new(), String::new());
+    let request =
+        ImageRequest { recipe: &recipe, base: wanted(unreachable), pulls: &pulls, created: Timestamp(1), note: &note };
+    let built = images.ensure(&request).await.expect("built on what the mirror gave");
+    assert_eq!(built.labels.get("made").map(String::as_str), Some("here"));
+    let other = Pulls { project: "other".into(), ..Pulls::default() };
+    check_refused(get(&images, &name, &other).await, &mirror.password);
 }

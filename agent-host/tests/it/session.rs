@@ -1,9 +1,12 @@
 //! The session against a controller on loopback: hello, assignments, reports until acknowledged, silence, sweeps.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use devfleet_host::attempt::reports::Board;
+use devfleet_host::session::followed::Followed;
 use devfleet_host::session::inventory::Inventory;
 use devfleet_host::session::{Session as HostSession, Sweeping};
 use devfleet_host::spool::Spools;
@@ -69,12 +72,17 @@ impl Session for Fake {
     }
 }
 
-struct PlainDial(String);
+/// Dials one address, and counts how often another was wished for.
+struct PlainDial(String, Arc<AtomicUsize>);
 
 #[async_trait]
 impl Dial for PlainDial {
     async fn dial(&self) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
         Ok(Endpoint::from_shared(self.0.clone())?.connect().await?)
+    }
+
+    fn elsewhere(&self) {
+        self.1.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -85,6 +93,8 @@ struct Pair {
     shutdown: CancellationToken,
     tasks: tokio::task::JoinSet<()>,
     welcomed: tokio::sync::watch::Receiver<bool>,
+    elsewhere: Arc<AtomicUsize>,
+    board: Board,
 }
 
 impl Pair {
@@ -103,25 +113,27 @@ impl Pair {
         });
         let around = world.around(Spools::open_dir(world.dir.path().join("spool")).expect("spools"));
         let ledgers = world.dir.path().join("ledger");
-        let (supervisor, handle) = Supervisor::adopt(Arc::clone(&around), ledgers, 4).expect("adopt");
+        let (supervisor, handle) = Supervisor::adopt(Arc::clone(&around), ledgers).expect("adopt");
         tasks.spawn(supervisor.run(shutdown.clone()));
-        let proofs = around.proofs.clone();
+        let (proofs, board, elsewhere) = (around.proofs.clone(), around.board.clone(), Arc::default());
         let sweeping =
             Arc::new(Sweeping { around: Arc::clone(&around), protection: Duration::ZERO, turn: Default::default() });
         let welcomed = tokio::sync::watch::Sender::new(false);
         let seen = welcomed.subscribe();
         let session = HostSession {
-            dial: Arc::new(PlainDial(address)),
+            dial: Arc::new(PlainDial(address, Arc::clone(&elsewhere))),
             supervisor: handle.clone(),
-            inventory: Inventory { around, supervisor: handle, slots: 4, mirrors: "/nowhere".into() },
+            inventory: Inventory { around, supervisor: handle, mirrors: "/nowhere".into() },
             sweeping,
             incarnation: "i1".into(),
             proofs: proofs.clone(),
             clock: world.clock.clone(),
             welcomed,
+            followed: Followed::open(world.dir.path().join("store.json")),
+            removal: world.dir.path().join("removed"),
         };
         tasks.spawn(session.run(shutdown.clone()));
-        Pair { world, lines, shutdown, tasks, welcomed: seen }
+        Pair { world, lines, shutdown, tasks, welcomed: seen, elsewhere, board }
     }
 
     async fn line(&mut self) -> Line {
@@ -140,12 +152,17 @@ impl Line {
     }
 
     async fn welcome(&self, assignments: v1::AssignmentSet) {
+        // No field of the newest protocol is set: so speaks the version before it.
+        self.welcome_as(assignments, v1::Welcome::default()).await;
+    }
+
+    async fn welcome_as(&self, assignments: v1::AssignmentSet, welcome: v1::Welcome) {
         let controller_version = "test".to_owned();
         self.send(Down::Welcome(v1::Welcome {
             heartbeat_seconds: 1,
             controller_version,
             assignments: Some(assignments),
-            ..v1::Welcome::default()
+            ..welcome
         }))
         .await;
     }
@@ -296,5 +313,60 @@ async fn a_host_whose_engine_is_away_says_so_and_offers_nothing() {
     let inventory = line.hear("an inventory", inventory).await;
     assert!(inventory.problems.iter().any(|problem| problem.starts_with("this host failed to")), "{inventory:?}");
     assert!(inventory.free.is_none() || inventory.free == Some(v1::Resources::default()));
+    pair.end().await;
+}
+
+/// Runs an attempt up to its agent, which does not end by itself.
+async fn with_agent(pair: &mut Pair) -> Line {
+    pair.world.engine.script("agent", devfleet_host::engine::memory::Script::runs());
+    let line = pair.line().await;
+    line.welcome_as(set(&pair.world, 1), generation(2)).await;
+    let board = pair.board.clone();
+    crate::world::until("the agent runs", || board.all().iter().any(|report| report.phase.name() == "agent")).await;
+    line
+}
+
+fn generation(number: u64) -> v1::Welcome {
+    let generation = Some(v1::Generation { id: "store".into(), number });
+    v1::Welcome { generation, protocol: devfleet_shared::protocol::PROTOCOL, ..v1::Welcome::default() }
+}
+
+#[tokio::test]
+async fn a_controller_on_an_older_store_or_too_new_is_not_followed_and_another_is_looked_for() {
+    let mut pair = Pair::new().await;
+    let line = with_agent(&mut pair).await;
+    drop(line);
+    // Nothing is wanted here, say controllers that this host must not follow.
+    let too_new = v1::Welcome { protocol: devfleet_shared::protocol::PROTOCOL + 2, ..generation(2) };
+    for welcome in [generation(1), too_new] {
+        let mut refused = pair.line().await;
+        let before = pair.elsewhere.load(Ordering::SeqCst);
+        refused.welcome_as(v1::AssignmentSet { generation: 9, assignments: Vec::new() }, welcome).await;
+        let closed = async { while let Ok(Some(_)) = refused.up.message().await {} };
+        within("the end of the stream", closed).await;
+        crate::world::until("it looks elsewhere", || pair.elsewhere.load(Ordering::SeqCst) > before).await;
+        assert!(pair.board.all().iter().any(|report| report.phase.name() == "agent"), "the attempt goes on");
+    }
+    let newest = pair.line().await;
+    newest.welcome_as(v1::AssignmentSet { generation: 2, assignments: Vec::new() }, generation(3)).await;
+    let ledger = pair.world.ledger();
+    crate::world::until("the newest is followed", || !ledger.exists()).await;
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn a_host_that_was_removed_stops_what_it_has_writes_it_down_and_does_not_ask_again_at_once() {
+    use tonic_types::{ErrorDetails, StatusExt as _};
+    let mut pair = Pair::new().await;
+    let line = with_agent(&mut pair).await;
+    let details = ErrorDetails::with_error_info("HOST_REMOVED", "devfleet", []);
+    let removed = Status::with_error_details(tonic::Code::PermissionDenied, "removed by ada", details);
+    line.down.send(Err(removed)).await.expect("the host listens");
+    let ledger = pair.world.ledger();
+    crate::world::until("nothing is left", || !ledger.exists() && pair.world.engine.objects().is_empty()).await;
+    let marker = pair.world.dir.path().join("removed");
+    assert_eq!(std::fs::read_to_string(marker).expect("written down"), "removed by ada");
+    // sleep: that nothing comes is looked at for as long as twenty tries of the usual pace take at least
+    assert!(tokio::time::timeout(Duration::from_secs(4), pair.lines.recv()).await.is_err(), "it asks again at once");
     pair.end().await;
 }

@@ -48,6 +48,9 @@ pub(crate) struct MemoryCode {
     pub(crate) pushes: Mutex<VecDeque<CodeError>>,
     /// Calls that go well never answer.
     pub(crate) stuck: Mutex<Option<&'static str>>,
+    /// The call that never answers, while somebody waits for it.
+    waits: Mutex<Option<&'static str>>,
+    asked: Mutex<Vec<&'static str>>,
     pub(crate) pushed: Mutex<Vec<String>>,
     /// What the change looks like; `None`: a line.
     pub(crate) diff: Mutex<Option<String>>,
@@ -57,9 +60,32 @@ pub(crate) fn trouble(message: &str, retryable: bool) -> CodeError {
     CodeError { message: message.into(), retryable, no_change: false }
 }
 
+/// A call that somebody waits for, until it is given up.
+struct Stuck<'a>(&'a MemoryCode);
+
+impl Drop for Stuck<'_> {
+    fn drop(&mut self) {
+        *self.0.waits.lock().expect("waits") = None;
+    }
+}
+
 impl MemoryCode {
+    /// Says which call is waited for that never answers.
+    pub(crate) fn waits(&self) -> Option<&'static str> {
+        *self.waits.lock().expect("waits")
+    }
+
+    /// Says how often a call was made.
+    pub(crate) fn asked(&self, verb: &str) -> usize {
+        self.asked.lock().expect("asked").iter().filter(|asked| **asked == verb).count()
+    }
+
     async fn answer(&self, verb: &'static str, prepared: &Mutex<VecDeque<CodeError>>) -> Result<(), CodeError> {
-        if *self.stuck.lock().expect("stuck") == Some(verb) {
+        self.asked.lock().expect("asked").push(verb);
+        let stuck = *self.stuck.lock().expect("stuck") == Some(verb);
+        if stuck {
+            *self.waits.lock().expect("waits") = Some(verb);
+            let _waits = Stuck(self);
             std::future::pending::<()>().await;
         }
         prepared.lock().expect("prepared").pop_front().map_or(Ok(()), Err)
@@ -151,14 +177,7 @@ impl World {
     /// A host with nothing on it, and an assignment whose every step passes.
     pub(crate) fn new() -> World {
         let engine = MemoryEngine::new();
-        let image = |number: u8| ImageFacts {
-            id: format!("sha256:base{number}"),
-            user: String::new(),
-            entrypoint: Vec::new(),
-            command: Vec::new(),
-            ports: Vec::new(),
-            labels: BTreeMap::new(),
-        };
+        let image = |number: u8| ImageFacts { id: format!("sha256:base{number}"), ..ImageFacts::default() };
         engine.add_to_registry("app:1", image(1));
         engine.add_to_registry("redis:7", image(2));
         engine.script("redis", Script::runs());
@@ -208,6 +227,8 @@ impl World {
             host: self.host.clone(),
             clock: self.clock.clone(),
             pool: "10.213.0.0/16".parse().expect("pool"),
+            slots: 4,
+            admitted: Default::default(),
             code: Arc::clone(&self.code) as _,
             controller: Arc::clone(&self.controller) as _,
             spools,
@@ -223,7 +244,7 @@ impl World {
         let spools = Spools::open_dir(self.dir.path().join("spool")).expect("spools");
         let around = self.around(spools.clone());
         let (supervisor, handle) =
-            Supervisor::adopt(Arc::clone(&around), self.dir.path().join("ledger"), 4).expect("adopt");
+            Supervisor::adopt(Arc::clone(&around), self.dir.path().join("ledger")).expect("adopt");
         let shutdown = CancellationToken::new();
         let supervisor = tokio::spawn(supervisor.run(shutdown.clone()));
         Daemon { handle, around, shutdown, supervisor, spools }
@@ -288,9 +309,22 @@ impl World {
 
     /// Waits until a container of this role is there and runs.
     pub(crate) async fn running(&self, role: &str) {
+        self.called("start", role).await;
+    }
+
+    /// Waits until the engine was asked for something about the container of this role.
+    pub(crate) async fn called(&self, verb: &str, role: &str) {
         let name = self.name(role);
-        let started = || self.engine.calls().iter().any(|call| call.verb == "start" && call.about == name);
-        until(role, started).await;
+        let called = || self.engine.calls().iter().any(|call| call.verb == verb && call.about == name);
+        until(&format!("{verb} of {role}"), called).await;
+    }
+
+    /// Waits until the first process of the container of this role has ended, whether somebody watches or not.
+    pub(crate) async fn ended(&self, role: &str) {
+        use devfleet_host::engine::{ContainerState, Engine as _};
+        let name = self.name(role);
+        let ended = async || matches!(self.engine.state(&name).await, Ok(Some(ContainerState::Exited(_))));
+        until_async(&format!("the end of {role}"), ended).await;
     }
 }
 
@@ -349,14 +383,17 @@ impl Daemon {
 
 /// Waits until something is so, for at most an hour of the test's time.
 pub(crate) async fn until(what: &str, so: impl Fn() -> bool) {
-    for _ in 0..3_600_000 {
-        if so() {
-            return;
+    until_async(what, async || so()).await;
+}
+
+async fn until_async(what: &str, so: impl AsyncFn() -> bool) {
+    let mut looks = tokio::time::interval(Duration::from_millis(1));
+    let looking = async {
+        while !so().await {
+            looks.tick().await;
         }
-        // sleep: how a state is polled, with a bound
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    panic!("never: {what}");
+    };
+    tokio::time::timeout(Duration::from_secs(3_600), looking).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 fn assignment() -> Assignment {

@@ -1,7 +1,7 @@
 //! Who may call what. One table; a call that does not stand in it is refused to everybody.
 //!
 //! People show a bearer token, hosts the certificate that this controller issued. Identity is checked for every call,
-//! not for every connection, so a revoked token is refused at once.
+//! not for every connection, so a revoked token or a removed host is refused at once.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -14,7 +14,8 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::warn;
 
-use super::refusal;
+use super::{record_status, refusal};
+use crate::hosts::Hosts;
 use crate::identity::{Caller, Role, Tokens, Unauthenticated, peer_controller, peer_host};
 
 /// Names the host in whose name a controller passes a call on. From anyone else it counts for nothing.
@@ -50,6 +51,12 @@ const TABLE: &[(&str, Access)] = &[
     ("/devfleet.v1.Fleet/WhoAmI", Access::Role(Role::Viewer)),
     ("/devfleet.v1.Fleet/ListHosts", Access::Role(Role::Viewer)),
     ("/devfleet.v1.Fleet/GetHost", Access::Role(Role::Viewer)),
+    ("/devfleet.v1.Fleet/CordonHost", Access::Role(Role::Operator)),
+    ("/devfleet.v1.Fleet/DrainHost", Access::Role(Role::Operator)),
+    ("/devfleet.v1.Fleet/ResumeHost", Access::Role(Role::Operator)),
+    ("/devfleet.v1.Fleet/LabelHost", Access::Role(Role::Operator)),
+    ("/devfleet.v1.Fleet/RemoveHost", Access::Role(Role::Operator)),
+    ("/devfleet.v1.Fleet/ListControllers", Access::Role(Role::Viewer)),
     ("/devfleet.v1.Fleet/CreateJoinToken", Access::Role(Role::Operator)),
     ("/devfleet.v1.Fleet/CreateToken", Access::Role(Role::Operator)),
     ("/devfleet.v1.Fleet/ListTokens", Access::Role(Role::Operator)),
@@ -103,19 +110,21 @@ pub fn decide(path: &str, caller: &Caller) -> Result<(), Status> {
 pub struct AccessLayer {
     /// Knows the tokens.
     pub tokens: Tokens,
+    /// Knows the hosts.
+    pub hosts: Hosts,
 }
 
 impl<S> Layer<S> for AccessLayer {
     type Service = AccessService<S>;
     fn layer(&self, inner: S) -> AccessService<S> {
-        AccessService { tokens: self.tokens.clone(), inner }
+        AccessService { access: self.clone(), inner }
     }
 }
 
 /// A service behind the check.
 #[derive(Clone)]
 pub struct AccessService<S> {
-    tokens: Tokens,
+    access: AccessLayer,
     inner: S,
 }
 
@@ -138,7 +147,7 @@ where
         // The service that was polled ready is the one to call; its clone waits for the next request.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let tokens = self.tokens.clone();
+        let AccessLayer { tokens, hosts } = self.access.clone();
         Box::pin(async move {
             let path = request.uri().path().to_owned();
             let shown = request.headers().get(http::header::AUTHORIZATION).cloned();
@@ -155,6 +164,12 @@ where
                 warn!(path, code = ?status.code(), "call refused");
                 return Ok(status.into_http());
             }
+            if let (Some(Access::Host), Caller::Host(host)) = (access(&path), &caller)
+                && let Err(status) = admit(&hosts, host).await
+            {
+                warn!(path, %host, code = ?status.code(), "call of a host refused");
+                return Ok(status.into_http());
+            }
             request.extensions_mut().insert(caller);
             inner.call(request).await
         })
@@ -169,6 +184,15 @@ async fn identify(tokens: &Tokens, shown: Option<http::HeaderValue>, host: Optio
         return tokens.authenticate(token).await.map_err(|error| unauthenticated(&error));
     }
     Ok(host.map_or(Caller::Nobody, Caller::Host))
+}
+
+/// Checks, at every call, that a host with a good certificate is still part of the fleet.
+async fn admit(hosts: &Hosts, host: &HostId) -> Result<(), Status> {
+    match hosts.member(host).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(why)) => Err(refusal(Code::PermissionDenied, "HOST_REMOVED", why)),
+        Err(error) => Err(record_status(&error)),
+    }
 }
 
 fn unauthenticated(error: &Unauthenticated) -> Status {

@@ -10,14 +10,15 @@ use devfleet_shared::id::HostId;
 use tonic::{Code, Request, Response, Status};
 use tracing::info;
 
-use super::{
-    caller, host, identity_status, invalid, person, record_status, refusal, show, store_status, sweep_message,
-};
+use super::hosts::host_status;
+use super::{caller, host, identity_status, invalid, person, refusal, sweep_message};
 use crate::forges::Forges;
+use crate::hosts::{HostError, refused};
 use crate::identity::{Authority, Caller, JoinRefused, JoinTerms, Joined, Role, Tokens, key_of_request};
+use crate::reconcile::snapshot::Defaults;
 use crate::sessions::Sessions;
-use crate::store::records::{HostRecord, key, put};
-use crate::store::{Compare, SharedStore, Transaction};
+use crate::store::SharedStore;
+use crate::store::records::{HostRecord, key};
 use crate::view::View;
 
 /// How long a join token is good for unless asked otherwise, and at most.
@@ -39,8 +40,8 @@ pub struct FleetService {
     pub authority: Arc<Authority>,
     /// Opens forges, for the doctor.
     pub forges: Forges,
-    /// How many jobs may run at once unless the settings say otherwise.
-    pub max_running: usize,
+    /// What counts unless the settings say otherwise.
+    pub defaults: Defaults,
     /// Tells the time.
     pub clock: Clock,
 }
@@ -58,14 +59,47 @@ impl fleet_server::Fleet for FleetService {
         &self,
         _request: Request<v1::ListHostsRequest>,
     ) -> Result<Response<v1::ListHostsResponse>, Status> {
-        let ids: Vec<HostId> = self.view.read().hosts.keys().cloned().collect();
-        Ok(Response::new(v1::ListHostsResponse { hosts: ids.iter().filter_map(|id| self.show(id)).collect() }))
+        Ok(Response::new(v1::ListHostsResponse { hosts: self.list() }))
     }
 
     async fn get_host(&self, request: Request<v1::GetHostRequest>) -> Result<Response<v1::Host>, Status> {
-        let wanted = request.into_inner().host;
-        let id = self.find(&wanted)?;
-        self.show(&id).map(Response::new).ok_or_else(|| no_such_host(&wanted))
+        let id = self.find(&request.into_inner().host)?;
+        self.show(&id).map(Response::new)
+    }
+
+    async fn cordon_host(&self, request: Request<v1::CordonHostRequest>) -> Result<Response<v1::Host>, Status> {
+        let by = person(&request);
+        self.cordon(request.into_inner(), &by).await.map(Response::new)
+    }
+
+    async fn drain_host(&self, request: Request<v1::DrainHostRequest>) -> Result<Response<v1::Host>, Status> {
+        let by = person(&request);
+        self.drain(request.into_inner(), &by).await.map(Response::new)
+    }
+
+    async fn resume_host(&self, request: Request<v1::ResumeHostRequest>) -> Result<Response<v1::Host>, Status> {
+        let by = person(&request);
+        self.resume(request.into_inner(), &by).await.map(Response::new)
+    }
+
+    async fn label_host(&self, request: Request<v1::LabelHostRequest>) -> Result<Response<v1::Host>, Status> {
+        let by = person(&request);
+        self.label(request.into_inner(), &by).await.map(Response::new)
+    }
+
+    async fn remove_host(
+        &self,
+        request: Request<v1::RemoveHostRequest>,
+    ) -> Result<Response<v1::RemoveHostResponse>, Status> {
+        let by = person(&request);
+        self.remove(request.into_inner(), &by).await.map(Response::new)
+    }
+
+    async fn list_controllers(
+        &self,
+        _request: Request<v1::ListControllersRequest>,
+    ) -> Result<Response<v1::ListControllersResponse>, Status> {
+        Ok(Response::new(v1::ListControllersResponse { controllers: self.controllers() }))
     }
 
     async fn create_join_token(
@@ -172,9 +206,20 @@ impl fleet_server::Fleet for FleetService {
         let Joined { host: id, labels } = joined.map_err(|error| join_status(&error))?;
         let issued = self.authority.sign_host(&wanted.signing_request, &id).map_err(|error| identity_status(&error))?;
         let (joined, certificate_ends) = (self.clock.now(), issued.ends);
-        let record = HostRecord { id: id.clone(), name: wanted.name, joined, certificate_ends, labels };
-        // A host that asks again because the answer was lost has its record already.
-        self.write_host(&record, 0).await?;
+        let record = HostRecord {
+            id: id.clone(),
+            name: wanted.name,
+            joined,
+            certificate_ends,
+            labels,
+            desired: Default::default(),
+        };
+        self.hosts().add(&record).await.map_err(|error| host_status(&error))?;
+        // A removed host that shows its old token again gets no record, and none is waited for.
+        let known = self
+            .view
+            .until(|records| (records.hosts.contains_key(&id) || records.removed.contains_key(&id)).then_some(()));
+        known.await;
         info!(host = %id, name = record.name, "host joined");
         Ok(Response::new(v1::JoinResponse {
             host_id: id.to_string(),
@@ -189,19 +234,13 @@ impl fleet_server::Fleet for FleetService {
         request: Request<v1::RenewCertificateRequest>,
     ) -> Result<Response<v1::RenewCertificateResponse>, Status> {
         let id = host(&request)?;
-        let known = self.view.read().hosts.get(&id).cloned();
-        let record = known.ok_or_else(|| {
-            refusal(
-                Code::PermissionDenied,
-                "HOST_REMOVED",
-                "this host is not part of the fleet any more; join again with a new token",
-            )
-        })?;
         let wanted = request.into_inner();
         let issued = self.authority.sign_host(&wanted.signing_request, &id).map_err(|error| identity_status(&error))?;
-        let entry = self.store.get(&key::host(&id)).await.map_err(|error| store_status(&error))?;
-        let renewed = HostRecord { certificate_ends: issued.ends, ..(*record).clone() };
-        self.write_host(&renewed, entry.map_or(0, |entry| entry.modified)).await?;
+        let renewed = self.hosts().change(&id, |record, _| record.certificate_ends = issued.ends).await;
+        renewed.map_err(|error| match error {
+            HostError::NoSuchHost(_) => refusal(Code::PermissionDenied, "HOST_REMOVED", refused(None)),
+            error => host_status(&error),
+        })?;
         Ok(Response::new(v1::RenewCertificateResponse {
             certificate: issued.certificate_pem,
             authority: self.authority.certificate_pem().to_owned(),
@@ -210,40 +249,6 @@ impl fleet_server::Fleet for FleetService {
 }
 
 impl FleetService {
-    async fn write_host(&self, record: &HostRecord, seen: u64) -> Result<(), Status> {
-        let then = vec![put(key::host(&record.id), record).map_err(|error| record_status(&error))?];
-        let transaction = Transaction { when: vec![Compare::Modified(key::host(&record.id), seen)], then };
-        self.store.commit(transaction).await.map_err(|error| store_status(&error))?;
-        self.view.until(|records| records.hosts.get(&record.id).map(drop)).await;
-        Ok(())
-    }
-
-    /// Finds a host by its id, the unique beginning of one, or its name.
-    fn find(&self, wanted: &str) -> Result<HostId, Status> {
-        let records = self.view.read();
-        let fits = |host: &&Arc<HostRecord>| {
-            host.name == wanted || (!wanted.is_empty() && host.id.as_str().starts_with(wanted))
-        };
-        let found: Vec<_> = records.hosts.values().filter(fits).collect();
-        match found[..] {
-            [host] => Ok(host.id.clone()),
-            [] => Err(no_such_host(wanted)),
-            _ => Err(invalid("AMBIGUOUS_HOST", format!("{wanted:?} fits several hosts; name one by its id"))),
-        }
-    }
-
-    fn show(&self, id: &HostId) -> Option<v1::Host> {
-        let connected = self.sessions.connected();
-        let records = self.view.read();
-        let owned = records.jobs().filter_map(|job| job.owner).filter(|(owner, _)| owner.host == *id);
-        let attempts = owned.map(|(owner, _)| owner.attempt.to_string()).collect();
-        records.hosts.get(id).map(|record| show::host(record, connected.get(id), attempts))
-    }
-
-    fn name(&self, id: &HostId) -> String {
-        self.view.read().hosts.get(id).map_or_else(|| id.to_string(), |record| record.name.clone())
-    }
-
     async fn check_store(&self) -> v1::Finding {
         let read = self.store.get(&key::idempotency("doctor")).await;
         finding("controller", "store", read.map(|_| "it answers".to_owned()).map_err(|error| Chain(&error).to_string()))
@@ -297,14 +302,6 @@ fn finding(subject: &str, check: &str, found: Result<String, String>) -> v1::Fin
     let ok = found.is_ok();
     let message = found.unwrap_or_else(|problem| problem);
     v1::Finding { subject: subject.to_owned(), check: check.to_owned(), ok, message }
-}
-
-fn no_such_host(wanted: &str) -> Status {
-    refusal(
-        Code::NotFound,
-        "NO_SUCH_HOST",
-        format!("there is no host {wanted:?}; `devfleet hosts list` shows what there is"),
-    )
 }
 
 fn join_status(error: &JoinRefused) -> Status {

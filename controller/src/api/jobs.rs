@@ -216,11 +216,18 @@ impl jobs_server::Jobs for JobsService {
 
     async fn get_diff(&self, request: Request<v1::GetDiffRequest>) -> Result<Response<v1::Diff>, Status> {
         let job = self.find(&request.into_inner().job)?;
-        let (artifacts, id) = (self.artifacts.clone(), job.spec.id.clone());
-        let read = tokio::task::spawn_blocking(move || artifacts.diff(&id)).await;
-        let failed =
-            |problem: String| refusal(Code::Internal, "ARTIFACT_FAILED", format!("cannot read the diff: {problem}"));
-        let kept = read.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
+        let mut kept = None;
+        // The newest that is there: a later attempt may have ended before it had one.
+        for attempt in job.state.attempts.iter().rev() {
+            let read = self.artifacts.diff(&job.spec.id, &attempt.id).await;
+            kept = read.map_err(|error| {
+                let code = if error.is_retryable() { Code::Unavailable } else { Code::Internal };
+                refusal(code, "ARTIFACT_FAILED", format!("cannot read the diff: {}", Chain(&error)))
+            })?;
+            if kept.is_some() {
+                break;
+            }
+        }
         let missing = || {
             let message = format!("job {} has no diff: it is {}", job.spec.id, job.state.phase.name());
             refusal(Code::NotFound, "NO_DIFF", message)

@@ -32,7 +32,7 @@ use crate::store::records::leadership::LeaderRecord;
 use crate::view::View;
 
 /// What is answered from the store alone, by any controller. All else is the leader's.
-const ANYWHERE: [&str; 21] = [
+const ANYWHERE: [&str; 22] = [
     "/devfleet.v1.Jobs/ApplyProject",
     "/devfleet.v1.Jobs/RemoveProject",
     "/devfleet.v1.Jobs/ListProjects",
@@ -42,6 +42,7 @@ const ANYWHERE: [&str; 21] = [
     "/devfleet.v1.Jobs/Reject",
     "/devfleet.v1.Jobs/GetProposal",
     "/devfleet.v1.Fleet/WhoAmI",
+    "/devfleet.v1.Fleet/ListControllers",
     "/devfleet.v1.Fleet/CreateJoinToken",
     "/devfleet.v1.Fleet/CreateToken",
     "/devfleet.v1.Fleet/ListTokens",

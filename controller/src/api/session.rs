@@ -18,11 +18,13 @@ use tracing::{info, warn};
 use super::{forge_status, host, invalid, invalid_id, job_status, refusal};
 use crate::artifacts::{Artifacts, DIFF_BYTES};
 use crate::forges::{Forges, OpenForgeError};
+use crate::hosts;
 use crate::jobs::Claim;
 use crate::logs::{JobLogs, LogError};
 use crate::project::ProjectConfig;
 use crate::secrets;
 use crate::sessions::stream::{Session, SessionParts};
+use crate::store::records::hosts::Removed;
 use crate::store::records::{PublishRecord, Verification};
 use crate::view::View;
 
@@ -59,11 +61,7 @@ impl session_server::Session for SessionService {
         // It may have joined a moment ago, at another controller.
         let joined = self.view().until(|records| records.hosts.contains_key(&host).then_some(()));
         if tokio::time::timeout(JOINED, joined).await.is_err() {
-            return Err(refusal(
-                Code::PermissionDenied,
-                "HOST_REMOVED",
-                "this host is not part of the fleet any more; join again with a new token",
-            ));
+            return Err(removed(self.view().read().removed.get(&host).map(|note| &**note)));
         }
         let mut up = request.into_inner();
         let (sender, receiver) = mpsc::channel(64);
@@ -180,19 +178,26 @@ impl SessionService {
     /// Stores a chunk of an attempt that this host has or had: a late log of an attempt that lost its job is still
     /// worth reading, a log for a job that this host never had is not taken.
     async fn store_chunk(&self, host: &HostId, chunk: v1::LogChunk) -> Result<v1::LogAck, Status> {
+        // The stream may have been opened while the host was part of the fleet.
+        if let Some(note) = self.view().read().removed.get(host) {
+            return Err(removed(Some(note)));
+        }
         let claim = claim(host.clone(), &chunk.job, &chunk.attempt, chunk.fence)?;
-        let refuse = || v1::LogAck { attempt: chunk.attempt.clone(), offset: 0, refused: true };
+        let refuse = || v1::LogAck { attempt: claim.attempt.to_string(), offset: 0, refused: true };
         let had = self.parts.jobs.had(&claim).await.map_err(|error| job_status(&error))?;
         if !had {
             return Ok(refuse());
         }
-        match self.logs.append(&claim.job, &claim.attempt, &chunk).await {
-            Ok(offset) => Ok(v1::LogAck { attempt: chunk.attempt.clone(), offset, refused: false }),
+        match self.logs.append(&claim.job, &claim.attempt, chunk).await {
+            Ok(offset) => Ok(v1::LogAck { attempt: claim.attempt.to_string(), offset, refused: false }),
             Err(error @ LogError::Full { .. }) => {
                 warn!(job = %claim.job, attempt = %claim.attempt, error = %Chain(&error), "a log is full");
                 Ok(refuse())
             }
-            Err(error) => Err(refusal(Code::Unavailable, "LOG_FAILED", Chain(&error).to_string())),
+            Err(error) => {
+                warn!(job = %claim.job, attempt = %claim.attempt, error = %Chain(&error), "a log chunk could not be stored; its host keeps it");
+                Err(refusal(Code::Unavailable, "LOG_FAILED", Chain(&error).to_string()))
+            }
         }
     }
 
@@ -279,13 +284,16 @@ impl SessionService {
     }
 
     async fn keep_diff(&self, claim: &Claim, wanted: &v1::AuthorizePublishRequest) -> Result<(), Status> {
-        let (artifacts, job) = (self.artifacts.clone(), claim.job.clone());
-        let (diff, truncated) = (wanted.diff.clone(), wanted.diff_truncated);
-        let kept = crate::blocking::run(move || artifacts.keep_diff(&job, &diff, truncated)).await;
-        let failed =
-            |problem: String| refusal(Code::Unavailable, "ARTIFACT_FAILED", format!("cannot keep the diff: {problem}"));
-        kept.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+        let kept = self.artifacts.keep_diff(&claim.job, &claim.attempt, &wanted.diff, wanted.diff_truncated).await;
+        kept.map_err(|error| {
+            warn!(job = %claim.job, attempt = %claim.attempt, error = %Chain(&error), "a diff could not be kept");
+            refusal(Code::Unavailable, "ARTIFACT_FAILED", format!("cannot keep the diff: {}", Chain(&error)))
+        })
     }
+}
+
+fn removed(note: Option<&Removed>) -> Status {
+    refusal(Code::PermissionDenied, "HOST_REMOVED", hosts::refused(note))
 }
 
 fn refused(reason: &str) -> Response<v1::AuthorizePublishResponse> {

@@ -7,8 +7,13 @@ use devfleet_shared::job::{JobPhase, Outcome};
 
 use crate::forge::MergeRequest;
 use crate::gates::difference;
+use crate::hosts::load::Load;
 use crate::project::{Approval, ForgeConfig, ProjectRecord};
+use crate::quarantine::Standing;
 use crate::sessions::{Connected, Sessions};
+use crate::store::records::controllers::ControllerRecord;
+use crate::store::records::hosts::Wish;
+use crate::store::records::leadership::LeaderRecord;
 use crate::store::records::{AttemptRecord, HostRecord, JobState, Proposal};
 use crate::view::JobRecords;
 
@@ -194,7 +199,19 @@ pub fn proposal_diff(job: &JobId, former: &Proposal, now: &Proposal) -> v1::Prop
 }
 
 /// Shows a host.
-pub fn host(record: &HostRecord, connected: Option<&Connected>, attempts: Vec<String>) -> v1::Host {
+pub fn host(record: &HostRecord, connected: Option<&Connected>, load: &Load, standing: Standing) -> v1::Host {
+    let desired = &record.desired;
+    let (state, deadline, then) = match desired.wish {
+        Wish::Active => ("active", Timestamp::default(), ""),
+        Wish::Cordoned => ("cordoned", Timestamp::default(), ""),
+        Wish::Draining { deadline, then } if load.attempts.is_empty() => ("drained", deadline, then.name()),
+        Wish::Draining { deadline, then } => ("draining", deadline, then.name()),
+    };
+    let (quarantine, until, recent_failures) = match standing {
+        Standing::Sound { failures } => (String::new(), Timestamp::default(), failures),
+        Standing::Quarantined { until, why } => (why, until, 0),
+        Standing::Probed { why } => (format!("{why}; the next job decides"), Timestamp::default(), 0),
+    };
     v1::Host {
         id: record.id.to_string(),
         name: record.name.clone(),
@@ -202,8 +219,36 @@ pub fn host(record: &HostRecord, connected: Option<&Connected>, attempts: Vec<St
         last_seen_unix_ms: connected.map_or(Timestamp::default(), |connected| connected.last_seen).0,
         joined_unix_ms: record.joined.0,
         inventory: connected.map(|connected| connected.inventory.clone()),
-        attempts,
+        attempts: load.attempts.iter().map(ToString::to_string).collect(),
         certificate_ends_unix_ms: record.certificate_ends.0,
         labels: record.labels.clone().into_iter().collect(),
+        state: state.to_owned(),
+        state_by: desired.by.clone(),
+        state_reason: desired.reason.clone(),
+        state_since_unix_ms: desired.since.0,
+        drain_deadline_unix_ms: deadline.0,
+        drain_then: then.to_owned(),
+        running: load.running,
+        stopping: load.stopping,
+        held: load.held,
+        quarantine,
+        quarantine_until_unix_ms: until.0,
+        recent_failures,
+        protocol: connected.map_or(0, |connected| connected.protocol),
+    }
+}
+
+/// Shows a controller.
+pub fn controller(record: &ControllerRecord, leader: Option<&LeaderRecord>) -> v1::Controller {
+    let leads = leader.filter(|leader| leader.controller == record.id);
+    v1::Controller {
+        id: record.id.to_string(),
+        address: record.address.clone(),
+        version: record.version.clone(),
+        protocol: record.protocol,
+        started_unix_ms: record.started.0,
+        leads: leads.is_some(),
+        leads_since_unix_ms: leads.map_or(0, |leader| leader.since.0),
+        term: leads.map_or(0, |leader| leader.term),
     }
 }

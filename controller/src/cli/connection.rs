@@ -1,16 +1,22 @@
 //! The way to the controller: TLS to the context's authority, the token on every call, a deadline on every unary call.
 //!
-//! What only reads is tried again when the controller cannot be reached; so is a submission, whose key makes it safe.
+//! Of several controllers the first that answers is asked. What only reads is tried again when none can be reached; so is a
+//! submission, whose key makes it safe.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use devfleet_proto::dial;
 use devfleet_proto::v1::fleet_client::FleetClient;
 use devfleet_proto::v1::jobs_client::JobsClient;
 use devfleet_shared::backoff::Backoff;
+use devfleet_shared::endpoints::Endpoints;
+use devfleet_shared::error::Chain;
+use devfleet_shared::tls;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use super::context::Context;
@@ -57,32 +63,28 @@ pub struct Connection {
     value: Option<MetadataValue<Ascii>>,
 }
 
-/// Makes a channel to a controller that one authority certified.
-pub fn channel(controller: &str, authority: &str) -> Result<Channel, tonic::transport::Error> {
-    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority));
-    let endpoint = Endpoint::from_shared(controller.to_owned())?
-        .user_agent(concat!("devfleet/", env!("CARGO_PKG_VERSION")))?
-        .connect_timeout(Duration::from_secs(10))
-        .http2_keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .tls_config(tls)?;
-    Ok(endpoint.connect_lazy())
+/// Makes a channel to whichever of these controllers answers; one authority certified them all.
+pub fn channel(controllers: &[String], authority: &str) -> Result<Channel, String> {
+    let config = Arc::new(tls::client(authority, None).map_err(|error| Chain(&error).to_string())?);
+    let endpoints = Endpoints::new(controllers.to_vec()).ok_or("it names no controller")?;
+    dial::lazily(Arc::new(endpoints), move || Arc::clone(&config)).map_err(|error| Chain(&error).to_string())
 }
 
 impl Connection {
     /// Prepares the connection; nothing is sent yet.
     pub fn new(context: &Context) -> Result<Connection, CliError> {
         let unusable = |problem: String| CliError::Usage(format!("the context is wrong: {problem}"));
-        let channel = channel(&context.controller, &context.authority)
-            .map_err(|error| unusable(format!("{} ({error})", context.controller)))?;
+        let controller = context.controllers.join(", ");
+        let channel = channel(&context.controllers, &context.authority)
+            .map_err(|error| unusable(format!("{controller} ({error})")))?;
         let mut value: MetadataValue<Ascii> = format!("Bearer {}", context.token.expose())
             .parse()
             .map_err(|_| unusable("its token holds characters that no token has".into()))?;
         value.set_sensitive(true);
-        Ok(Connection { controller: context.controller.clone(), channel, value: Some(value) })
+        Ok(Connection { controller, channel, value: Some(value) })
     }
 
-    /// Returns the controller's URL.
+    /// Returns the controllers' URLs, for people.
     pub fn controller(&self) -> &str {
         &self.controller
     }

@@ -12,8 +12,8 @@ use super::failure::CliError;
 /// What the CLI must know to talk to a controller.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// The controller's URL: `https://127.0.0.1:7443`.
-    pub controller: String,
+    /// The controllers' URLs, `https://127.0.0.1:7443`: the first that answers is asked.
+    pub controllers: Vec<String>,
     /// The certificate of the authority to trust, PEM.
     pub authority: String,
     /// The token.
@@ -23,7 +23,10 @@ pub struct Context {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ContextFile {
-    controller: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    controller: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    controllers: Vec<String>,
     authority: String,
     token: String,
 }
@@ -60,19 +63,26 @@ impl Context {
         // The parser's own message would quote the file, and with it the token.
         let file: ContextFile = toml::from_str(&text).map_err(|error| {
             wrong(format!(
-                "it must hold the three texts controller, authority and token, nothing else ({})",
+                "it must hold the texts controller (or the list controllers), authority and token, nothing else ({})",
                 at(&text, &error)
             ))
         })?;
-        let context =
-            Context { controller: file.controller, authority: file.authority, token: Secret::new(file.token) };
+        let controllers = match (file.controller, file.controllers) {
+            (Some(one), several) if several.is_empty() => vec![one],
+            (None, several) => several,
+            (Some(_), _) => return Err(wrong("write all URLs into `controllers`, and leave `controller` out".into())),
+        };
+        let context = Context { controllers, authority: file.authority, token: Secret::new(file.token) };
         context.check().map_err(|problem| wrong(problem.into()))?;
         Ok(context)
     }
 
     fn check(&self) -> Result<(), &'static str> {
-        if !self.controller.starts_with("https://") {
-            return Err("`controller` must be a URL that starts with https://");
+        if self.controllers.is_empty() {
+            return Err("it must name a controller: `controller` with a URL, or `controllers` with several");
+        }
+        if !self.controllers.iter().all(|controller| controller.starts_with("https://")) {
+            return Err("`controller` must be a URL that starts with https://, and so must each of `controllers`");
         }
         if !self.authority.contains("-----BEGIN CERTIFICATE-----") {
             return Err("`authority` must be a certificate in PEM");
@@ -87,7 +97,8 @@ impl Context {
     pub fn save(&self, path: &Path) -> Result<(), CliError> {
         let failed = |source| CliError::File { action: "write", path: path.to_owned(), source };
         let file = ContextFile {
-            controller: self.controller.clone(),
+            controller: self.controllers.first().filter(|_| self.controllers.len() == 1).cloned(),
+            controllers: if self.controllers.len() == 1 { Vec::new() } else { self.controllers.clone() },
             authority: self.authority.clone(),
             token: self.token.expose().to_owned(),
         };
@@ -128,7 +139,7 @@ mod tests {
 
     fn context() -> Context {
         Context {
-            controller: "https://127.0.0.1:7443".into(),
+            controllers: vec!["https://127.0.0.1:7443".into()],
             authority: "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n".into(),
             token: Secret::new("dft_1_canary"),
         }
@@ -141,9 +152,12 @@ mod tests {
         context().save(&path).expect("written");
         assert_eq!(mode(&path).expect("a mode"), 0o600);
         let back = Context::load(&path).expect("read");
-        assert_eq!((back.controller, back.authority), (context().controller, context().authority));
+        assert_eq!((back.controllers, back.authority), (context().controllers, context().authority));
         assert_eq!(back.token.expose(), "dft_1_canary");
         context().save(&path).expect("replaced");
+        let several = ["https://a:1", "https://b:1"].map(String::from).to_vec();
+        Context { controllers: several.clone(), ..context() }.save(&path).expect("written");
+        assert_eq!(Context::load(&path).expect("read").controllers, several);
         assert_eq!(std::fs::read_dir(path.parent().expect("a folder")).expect("listed").count(), 1);
     }
 

@@ -19,7 +19,7 @@ pub(super) async fn run(session: &Session) -> Result<Exit, CliError> {
     session.output.wait_for("looking at this machine");
     let mut findings = vec![context_file(&session.context_path)];
     let context = Context::load(&session.context_path);
-    let needs_docker = context.as_ref().is_ok_and(|context| is_local(&context.controller));
+    let needs_docker = context.as_ref().is_ok_and(|context| context.controllers.iter().any(|one| is_local(one)));
     findings.push(engine(needs_docker).await);
     findings.push(git(needs_docker).await);
     if let Ok(connection) = context.and_then(|context| Connection::new(&context)) {
@@ -46,7 +46,11 @@ fn context_file(path: &Path) -> v1::Finding {
     match Context::load(path) {
         Ok(context) => {
             let mode = context::mode(path).unwrap_or_default();
-            finding("context", true, format!("{} (mode {mode:03o}) for {}", path.display(), context.controller))
+            finding(
+                "context",
+                true,
+                format!("{} (mode {mode:03o}) for {}", path.display(), context.controllers.join(", ")),
+            )
         }
         Err(error) => failed("context", &error),
     }

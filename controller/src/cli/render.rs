@@ -9,6 +9,7 @@ pub mod derivation;
 pub mod fleet;
 pub mod jobs;
 pub mod proposal;
+pub mod standing;
 
 /// One cell of a table.
 pub type Cell = (Paint, String);

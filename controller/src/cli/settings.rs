@@ -28,6 +28,8 @@ pub(super) enum SettingsCommand {
 pub(super) enum Setting {
     /// How many jobs may run in the fleet at once
     MaxRunning,
+    /// After how many jobs in a row that failed through its fault a host gets no new ones; 0: never
+    QuarantineAfter,
 }
 
 pub(super) async fn run(command: SettingsCommand, session: &Session) -> Result<Exit, CliError> {
@@ -35,9 +37,13 @@ pub(super) async fn run(command: SettingsCommand, session: &Session) -> Result<E
     let change = match command {
         SettingsCommand::Show => None,
         SettingsCommand::Set { setting: Setting::MaxRunning, value } => {
-            Some(v1::SetSettingsRequest { max_running: Some(value), reset: false })
+            Some(v1::SetSettingsRequest { max_running: Some(value), ..Default::default() })
         }
-        SettingsCommand::Reset => Some(v1::SetSettingsRequest { max_running: None, reset: true }),
+        SettingsCommand::Set { setting: Setting::QuarantineAfter, value } => {
+            let quarantine_after = Some(u32::try_from(value).unwrap_or(u32::MAX));
+            Some(v1::SetSettingsRequest { quarantine_after, ..Default::default() })
+        }
+        SettingsCommand::Reset => Some(v1::SetSettingsRequest { reset: true, ..Default::default() }),
     };
     let settings = match change {
         None => connection.read(async || connection.fleet().get_settings(v1::GetSettingsRequest {}).await).await?,
@@ -48,6 +54,8 @@ pub(super) async fn run(command: SettingsCommand, session: &Session) -> Result<E
             record([
                 ("max_running", settings.max_running.into()),
                 ("max_running_default", settings.max_running_default.into()),
+                ("quarantine_after", u64::from(settings.quarantine_after).into()),
+                ("quarantine_after_default", u64::from(settings.quarantine_after_default).into()),
                 ("changed_by", settings.changed_by.clone().into()),
                 ("changed_unix_ms", settings.changed_unix_ms.into()),
             ])
@@ -64,6 +72,13 @@ fn text(settings: &v1::Settings, now: devfleet_shared::clock::Timestamp) -> Stri
     };
     render::fields([
         ("max-running", format!("{} (configured: {})", settings.max_running, settings.max_running_default)),
+        (
+            "quarantine",
+            format!(
+                "after {} failed jobs (configured: {})",
+                settings.quarantine_after, settings.quarantine_after_default
+            ),
+        ),
         ("changed", changed),
     ])
 }
@@ -78,7 +93,10 @@ mod tests {
     #[test]
     fn settings_say_what_counts_and_who_changed_it() {
         let mut settings = v1::Settings { max_running: 50, max_running_default: 5, ..v1::Settings::default() };
-        assert_eq!(paint(&text(&settings, Timestamp(0)), false), "max-running:  50 (configured: 5)\n");
+        assert_eq!(
+            paint(&text(&settings, Timestamp(0)), false),
+            "max-running:  50 (configured: 5)\nquarantine:   after 0 failed jobs (configured: 0)\n"
+        );
         (settings.changed_by, settings.changed_unix_ms) = ("ada".into(), 1_000);
         assert!(paint(&text(&settings, Timestamp(61_000)), false).ends_with("changed:      by ada, 60s ago\n"));
     }

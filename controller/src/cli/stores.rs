@@ -15,11 +15,19 @@ use crate::store::SharedStore;
 use crate::store::embedded::Embedded;
 use crate::store::migrate::{Moved, migrate};
 use crate::store::opening;
+use crate::store::records::fleet;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum StoreCommand {
     /// Move a single machine's store into the store of a fleet; its controller must not run
     Migrate(MigrateArgs),
+    /// Say that the store was restored from a copy, before a controller starts on it: hosts then refuse controllers that
+    /// still work on what was before
+    Restored {
+        /// The controller's configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -33,8 +41,30 @@ pub(super) struct MigrateArgs {
 }
 
 pub(super) async fn run(command: StoreCommand, session: &Session) -> Result<Exit, CliError> {
-    let StoreCommand::Migrate(args) = command;
     devfleet_shared::tls::install_provider();
+    match command {
+        StoreCommand::Migrate(args) => move_store(args, session).await,
+        StoreCommand::Restored { config } => restored(&config, session).await,
+    }
+}
+
+async fn restored(config: &Path, session: &Session) -> Result<Exit, CliError> {
+    let config = Config::load(config).map_err(|error| CliError::Usage(Chain(&error).to_string()))?;
+    let writer = ControllerId::random();
+    let store = opening::open(&config, &writer, &session.clock).await.map_err(|error| failed(&error))?;
+    let raised = fleet::raise_generation(&store).await.map_err(|error| failed(&error))?;
+    let generation = raised.ok_or_else(|| CliError::Local {
+        problem: "there is no fleet in this store".into(),
+        advice: "restore the copy first, then say so".into(),
+    })?;
+    session.output.show(
+        || record([("id", generation.id.to_string().into()), ("number", generation.number.into())]),
+        || format!("the store has generation {} now; start the controllers", generation.number),
+    )?;
+    Ok(Exit::OK)
+}
+
+async fn move_store(args: MigrateArgs, session: &Session) -> Result<Exit, CliError> {
     let config = Config::load(&args.to_config).map_err(|error| CliError::Usage(Chain(&error).to_string()))?;
     let from = open_source(&args.from, session)?;
     let writer = ControllerId::random();

@@ -77,6 +77,9 @@ fn devbox(out: &mut Yaml, environment: &EnvironmentSpec) {
 fn of_service(out: &mut Yaml, service: &ServiceSpec) {
     out.line(1, &format!("{}:", quoted(&service.name)));
     out.pair(2, "image", &service.image);
+    if let Some(platform) = &service.platform {
+        out.pair(2, "platform", platform);
+    }
     match service.entrypoint.as_deref() {
         None => {}
         // Compose knows no empty entrypoint that keeps the command: the command takes its place.

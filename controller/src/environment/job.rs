@@ -1,5 +1,7 @@
 //! One job with what it inherits: a job's own keyword replaces that of `default:`, which replaces the one at the top.
 
+use devfleet_shared::environment::PullPolicy;
+
 use super::merged::Document;
 use super::yaml::{Map, Node, Place, Value};
 
@@ -33,6 +35,8 @@ pub(super) struct Written {
     pub(super) command: Option<Vec<String>>,
     pub(super) user: Option<String>,
     pub(super) platform: Option<String>,
+    /// Pull policies in the order in which CI would try them.
+    pub(super) pull: Vec<String>,
     pub(super) alias: Option<String>,
 }
 
@@ -191,8 +195,24 @@ pub(super) fn image(node: &Node) -> Option<Written> {
         command: list("command"),
         user: docker("user"),
         platform: docker("platform"),
+        pull: map.get("pull_policy").filter(|node| !node.is_null()).map(Node::texts).unwrap_or_default(),
         alias: map.get("alias").and_then(Node::text).filter(|alias| !alias.trim().is_empty()),
     })
+}
+
+/// Returns when CI wants an image to be pulled: the first policy that it names. What is none is left out with a note.
+pub(super) fn pull_policy(written: &Written, notes: &mut Vec<String>) -> Option<PullPolicy> {
+    let first = written.pull.first()?;
+    let policy = PullPolicy::named(first);
+    if policy.is_none() {
+        notes.push(format!(
+            "`pull_policy: {first}` of image {} is none that GitLab knows and is left out",
+            written.name
+        ));
+    } else if written.pull.len() > 1 {
+        notes.push(format!("of the pull policies of image {} the first one counts: {first}", written.name));
+    }
+    policy
 }
 
 #[cfg(test)]
@@ -208,6 +228,22 @@ mod tests {
             notes: Vec::new(),
         })
         .expect("it can be read")
+    }
+
+    #[test]
+    fn the_first_pull_policy_counts_and_an_unknown_one_does_not() {
+        for (yaml, expected, note) in [
+            ("image: {name: a}\na: {script: x}", None, ""),
+            ("image: {name: a, pull_policy: always}\na: {script: x}", Some(PullPolicy::Always), ""),
+            ("image: {name: a, pull_policy: [never, always]}\na: {script: x}", Some(PullPolicy::Never), "first"),
+            ("image: {name: a, pull_policy: sometimes}\na: {script: x}", None, "sometimes"),
+        ] {
+            let document = document(yaml);
+            let fact = Job::find(&document, "a").and_then(|job| job.inherited("image")).expect("an image");
+            let mut notes = Vec::new();
+            assert_eq!(pull_policy(&image(fact.node).expect("a name"), &mut notes), expected, "{yaml}");
+            assert!(notes.is_empty() == note.is_empty() && notes.iter().all(|text| text.contains(note)), "{notes:?}");
+        }
     }
 
     #[test]

@@ -91,7 +91,8 @@ impl Overrides {
         if let Some((image, line)) = &self.image {
             environment.image.clone_from(image);
             // They belong to the image that CI names.
-            (environment.entrypoint, environment.user, environment.platform) = (None, None, None);
+            (environment.entrypoint, environment.user) = (None, None);
+            (environment.platform, environment.pull) = (None, None);
             // A person named it: nothing is guessed any more.
             derivation.confidence = derivation.confidence.max(0.9);
             derivation.verdict = Verdict::Derived;

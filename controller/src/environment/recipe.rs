@@ -18,6 +18,8 @@ RUN if command -v git >/dev/null 2>&1; then :; \\
     elif command -v dnf >/dev/null 2>&1; then dnf install -y git ca-certificates && dnf clean all; \\
     elif command -v microdnf >/dev/null 2>&1; then microdnf install -y git ca-certificates && microdnf clean all; \\
     elif command -v yum >/dev/null 2>&1; then yum install -y git ca-certificates && yum clean all; \\
+    elif command -v zypper >/dev/null 2>&1; then zypper --non-interactive install git ca-certificates && zypper clean; \\
+    elif command -v pacman >/dev/null 2>&1; then pacman -Syu --noconfirm --needed git ca-certificates && rm -rf /var/cache/pacman/pkg/*; \\
     else echo 'devfleet: this image has no git and no package manager that could add it' >&2; exit 42; fi
 ";
 
@@ -64,6 +66,8 @@ fn add_packages(names: &str) -> String {
          elif command -v dnf >/dev/null 2>&1; then dnf install -y {names} && dnf clean all; \\\n    \
          elif command -v microdnf >/dev/null 2>&1; then microdnf install -y {names} && microdnf clean all; \\\n    \
          elif command -v yum >/dev/null 2>&1; then yum install -y {names} && yum clean all; \\\n    \
+         elif command -v zypper >/dev/null 2>&1; then zypper --non-interactive install {names} && zypper clean; \\\n    \
+         elif command -v pacman >/dev/null 2>&1; then pacman -Syu --noconfirm --needed {names} && rm -rf /var/cache/pacman/pkg/*; \\\n    \
          else echo 'devfleet: this image has no package manager that could add {names}' >&2; exit 43; fi\n"
     )
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use devfleet_shared::environment::{CacheSpec, EnvironmentSpec, ServiceSpec};
 
 use super::commands::{self, Sorted};
-use super::job::Job;
+use super::job::{self, Job};
 use super::merged::Document;
 use super::purpose::Purpose;
 use super::select::{self, Choice};
@@ -29,13 +29,13 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
     let values = variables.all()?;
     let services = services::of_job(&job, &mut variables, &values)?;
     let mut caches = caches::of_job(&job, &mut variables)?;
-    let before = job.lines("before_script");
-    let script = job.lines("script");
+    let (before, script) = (job.lines("before_script"), job.lines("script"));
     let mut sorted = commands::sort(&texts(&before), &texts(&script));
     let mut notes = document.notes.clone();
     notes.extend(borrow_setup(&choice, &mut sorted));
     notes.extend(about_builders(&choice));
     let user = option(choice.written.user.as_deref(), "user", &mut variables, &mut notes)?;
+    let pull = job::pull_policy(&choice.written, &mut notes);
     let platform = option(choice.written.platform.as_deref(), "platform", &mut variables, &mut notes)?;
 
     let mut report = Report { document, lines: Vec::new() };
@@ -49,11 +49,10 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
         managers::caches(&[&sorted.setup, &sorted.verify], &values, &context.repository_files, user.as_deref());
     add_caches(&mut caches.specs, managed);
     let successor = gone::successor(&choice.image);
-    notes.extend(
-        successor
-            .iter()
-            .map(|found| format!("the image {} is replaced by {}: {}", choice.image, found.image, found.reason)),
-    );
+    let replaced = |found: &gone::Successor| {
+        format!("the image {} is replaced by {}: {}", choice.image, found.image, found.reason)
+    };
+    notes.extend(successor.iter().map(replaced));
     notes.extend(choice.notes.iter().cloned());
     notes.extend(services.notes);
     notes.extend(caches.notes);
@@ -74,6 +73,7 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
             entrypoint: choice.written.entrypoint,
             user,
             platform,
+            pull,
             services: services.specs,
             variables: values,
             caches: caches.specs,

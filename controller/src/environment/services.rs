@@ -81,6 +81,11 @@ pub(super) fn of_job(
             }
         }
         services.notes.extend(warning(&image, &values));
+        let platform = match &written.platform {
+            Some(platform) => Some(variables.expand(platform)?).filter(|platform| !platform.is_empty()),
+            None => None,
+        };
+        let pull = job::pull_policy(&written, &mut services.notes);
         services.places.push(item.place);
         services.specs.push(ServiceSpec {
             name,
@@ -88,6 +93,8 @@ pub(super) fn of_job(
             aliases: own,
             entrypoint: written.entrypoint,
             command: written.command,
+            platform,
+            pull,
             variables: values,
         });
     }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use devfleet_shared::environment::PullPolicy;
+
 use crate::store::records::Proposal;
 
 /// Above this many pairs of lines, the whole text counts as replaced.
@@ -42,6 +44,7 @@ fn facts(proposal: &Proposal) -> BTreeMap<String, String> {
         ("image".to_owned(), environment.image.clone()),
         ("limits".to_owned(), format!("{:?}", proposal.limits)),
         ("plan".to_owned(), proposal.plan.clone()),
+        ("pull policy".to_owned(), environment.pull.map(PullPolicy::name).unwrap_or_default().to_owned()),
         ("platform".to_owned(), environment.platform.clone().unwrap_or_default()),
         ("recipe".to_owned(), proposal.recipe.digest.to_string()),
         ("repository".to_owned(), proposal.repository.clone()),
@@ -52,6 +55,11 @@ fn facts(proposal: &Proposal) -> BTreeMap<String, String> {
     ]);
     for service in &environment.services {
         let mut text = format!("{} as {}", service.image, service.aliases.join(", "));
+        for (name, value) in [("platform", service.platform.as_deref()), ("pull", service.pull.map(PullPolicy::name))] {
+            if let Some(value) = value {
+                text.push_str(&format!(", {name} {value}"));
+            }
+        }
         for (name, words) in [("entrypoint", &service.entrypoint), ("command", &service.command)] {
             if words.is_some() {
                 text.push_str(&format!(", {name} {}", joined(words)));

@@ -82,7 +82,6 @@ impl Gates {
 
 #[cfg(test)]
 mod tests {
-    use devfleet_shared::attempt::Phase;
     use devfleet_shared::id::{AttemptId, HostId};
 
     use super::*;
@@ -96,15 +95,7 @@ mod tests {
         state.current = Some(now);
         assert!(is_current(&state, now.after(Duration::from_secs(59))));
         assert!(!is_current(&state, now.after(Duration::from_secs(60))));
-        state.attempts.push(AttemptRecord {
-            id: AttemptId::random(),
-            host: HostId::random(),
-            phase: Phase::Assigned,
-            branch: "b".into(),
-            assigned: now,
-            ended: None,
-            held_until: None,
-        });
+        state.attempts.push(AttemptRecord::assigned(AttemptId::random(), HostId::random(), "b".into(), now));
         assert!(is_current(&state, now.after(Duration::from_secs(3_600))));
     }
 }

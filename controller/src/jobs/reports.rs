@@ -5,7 +5,7 @@ use devfleet_shared::clock::Timestamp;
 use devfleet_shared::job::{JobEvent, JobPhase};
 
 use super::{Claim, JobError, step};
-use crate::retries;
+use crate::retries::{self, Stopped};
 use crate::store::records::JobState;
 
 /// What a host saw of its attempt.
@@ -36,10 +36,20 @@ pub(super) fn apply_report(
         return Ok(());
     }
     attempt.phase = phase.clone();
+    if phase.result().is_some() {
+        attempt.finished.get_or_insert(now);
+    }
+    let recalled = attempt.recalled.clone();
     let Some(result) = phase.result().filter(|_| state.phase == JobPhase::Running) else { return Ok(()) };
     let result = if cancelled { AttemptResult::Cancelled } else { result.clone() };
-    let pause = retries::retry(&result, retries::Made::of(&state.attempts), max_attempts, cancelled);
+    let stopped = match (cancelled, &recalled) {
+        (true, _) => Stopped::ByAPerson,
+        (false, Some(_)) => Stopped::ForAnotherHost,
+        (false, None) => Stopped::ByNobody,
+    };
+    let pause = retries::retry(&result, retries::Made::of(&state.attempts), max_attempts, stopped);
     let trouble = match &result {
+        AttemptResult::Cancelled => recalled.map(|why| format!("the attempt was stopped for another host: {why}")),
         AttemptResult::Failed(failure) => Some(failure.message.clone()),
         AttemptResult::Lost => Some("the attempt was lost with its host".to_owned()),
         _ => None,
@@ -67,15 +77,12 @@ mod tests {
             Claim { host: HostId::random(), job: JobId::random(), attempt: AttemptId::random(), fence: Fence(7) };
         let mut state = JobState::submitted(Timestamp(1));
         state.phase = JobPhase::Running;
-        state.attempts.push(AttemptRecord {
-            id: claim.attempt.clone(),
-            host: claim.host.clone(),
-            phase: Phase::Assigned,
-            branch: "devfleet/x".into(),
-            assigned: Timestamp(1),
-            ended: None,
-            held_until: None,
-        });
+        state.attempts.push(AttemptRecord::assigned(
+            claim.attempt.clone(),
+            claim.host.clone(),
+            "devfleet/x".into(),
+            Timestamp(1),
+        ));
         (state, claim)
     }
 
@@ -135,5 +142,22 @@ mod tests {
         assert_eq!(state.phase, JobPhase::Queued);
         assert!(state.not_before > Timestamp(1_000));
         assert_eq!(state.trouble.as_deref(), Some("the engine is gone"));
+    }
+    #[test]
+    fn a_recalled_attempt_that_stops_queues_its_job_at_once_and_a_cancelled_job_stays_cancelled() {
+        let (mut state, claim) = running();
+        state.attempts[0].recalled = Some("host box is draining by ada".into());
+        let (before, mut cancelled) = (state.clone(), state.clone());
+        report(&mut state, &claim, Phase::Stopping(AttemptResult::Cancelled));
+        assert_eq!((&state.phase, state.not_before), (&JobPhase::Queued, Timestamp(1_000)));
+        assert!(state.trouble.as_ref().is_some_and(|trouble| trouble.contains("draining by ada")), "{state:?}");
+        assert_eq!(state.attempts[0].finished, Some(Timestamp(1_000)));
+        cancelled.cancelled_by = Some("eve".into());
+        report(&mut cancelled, &claim, Phase::Stopping(AttemptResult::Cancelled));
+        assert_eq!(cancelled.phase, JobPhase::Ended(Outcome::Cancelled));
+        // It was quicker.
+        let mut quicker = before;
+        report(&mut quicker, &claim, Phase::Stopping(commit()));
+        assert_eq!(quicker.phase, JobPhase::Publishing);
     }
 }

@@ -1,21 +1,19 @@
 //! Reading a log: records out of bytes that may end anywhere.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::sync::Arc;
 
 use devfleet_proto::v1::LogRecord;
 use devfleet_proto::v1::log_record::Channel;
-use devfleet_shared::id::{AttemptId, JobId};
 use futures_util::stream;
 use prost::Message as _;
 use tokio::sync::watch;
 
-use super::{JobLogs, LogError, RecordStream, Tip, blocking, on};
+use super::{Log, LogError, RecordStream, Tip};
 
-/// How much is read at once.
-const READ_BYTES: usize = 256 * 1024;
+/// How much is read at once, in bytes.
+const READ_BYTES: u64 = 1024 * 1024;
+/// How often a segment that is gone is looked for anew.
+const MISSING: usize = 5;
 
 /// The longest record that is believed, in bytes.
 const LONGEST_RECORD: usize = 1024 * 1024;
@@ -41,62 +39,12 @@ fn next_record(bytes: &[u8]) -> Next {
     }
 }
 
-/// Returns how many bytes at the beginning of a file read as records, a partial one at the end included.
-pub(super) fn readable_bytes(path: &Path, length: u64) -> Result<u64, LogError> {
-    let (mut at, mut bytes) = (0, Vec::new());
-    loop {
-        let used = match next_record(&bytes) {
-            Next::Record(_, used) => used,
-            Next::Broken => return Ok(at),
-            Next::Partial if at + bytes.len() as u64 >= length => return Ok(length),
-            Next::Partial => {
-                let more = read(path, at + bytes.len() as u64, length)?;
-                if more.is_empty() {
-                    return Ok(at + bytes.len() as u64);
-                }
-                bytes.extend(more);
-                continue;
-            }
-        };
-        bytes.drain(..used);
-        at += used as u64;
-    }
-}
-
-/// Returns the time of a log's first record.
-pub(super) fn begun(path: &Path) -> u64 {
-    match read(path, 0, u64::MAX).as_deref().map(next_record) {
-        Ok(Next::Record(record, _)) => record.unix_ms,
-        _ => u64::MAX,
-    }
-}
-
-/// Reads some bytes between two offsets.
-fn read(path: &Path, from: u64, to: u64) -> Result<Vec<u8>, LogError> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        file => file.map_err(on("open", path))?,
-    };
-    let mut bytes = vec![0; to.saturating_sub(from).min(READ_BYTES as u64) as usize];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match file.read_at(&mut bytes[filled..], from + filled as u64).map_err(on("read", path))? {
-            0 => break,
-            more => filled += more,
-        }
-    }
-    bytes.truncate(filled);
-    Ok(bytes)
-}
-
 /// A reader's place in a log.
 struct Reader {
-    logs: JobLogs,
-    job: JobId,
-    attempt: AttemptId,
+    log: Arc<Log>,
     follow: bool,
     tip: Option<watch::Receiver<Tip>>,
-    /// What is stored as of this moment bounds a reading that does not follow.
+    /// What is stored as of the first look bounds a reading that does not follow.
     until: u64,
     at: u64,
     bytes: Vec<u8>,
@@ -105,9 +53,8 @@ struct Reader {
 }
 
 /// Streams records from the first one on.
-pub(super) fn stream(logs: JobLogs, job: JobId, attempt: AttemptId, follow: bool) -> RecordStream {
-    let (bytes, used, done) = (Vec::new(), 0, false);
-    let reader = Reader { logs, job, attempt, follow, tip: None, until: 0, at: 0, bytes, used, done };
+pub(super) fn stream(log: Arc<Log>, follow: bool) -> RecordStream {
+    let reader = Reader { log, follow, tip: None, until: 0, at: 0, bytes: Vec::new(), used: 0, done: false };
     Box::pin(stream::unfold(reader, |mut reader| async move {
         let item = reader.next().await.transpose()?;
         reader.done |= item.is_err();
@@ -134,7 +81,7 @@ impl Reader {
                 }
                 Next::Broken => {
                     self.done = true;
-                    let text = "the rest of this log cannot be read: it was damaged on the controller's disk";
+                    let text = "the rest of this log cannot be read: it was damaged in the controller's storage";
                     return Ok(Some(self.cut(text)));
                 }
             }
@@ -144,19 +91,27 @@ impl Reader {
 
     /// Reads on, after waiting if it must; `false`: there is no more.
     async fn fill(&mut self) -> Result<bool, LogError> {
+        let mut missing = 0;
         loop {
-            let (tip, path) = self.look().await?;
-            if self.at < tip.stored {
-                let (from, to) = (self.at, tip.stored);
-                let more = blocking(move || read(&path, from, to)).await?;
-                self.bytes.drain(..self.used);
-                self.used = 0;
-                self.at += more.len() as u64;
-                self.bytes.extend(&more);
-                return Ok(!more.is_empty());
+            let tip = self.look().await?;
+            let end = if self.follow { tip.stored() } else { tip.stored().min(self.until) };
+            if self.at < end {
+                if self.read(&tip, end).await? {
+                    return Ok(true);
+                }
+                // It was merged a moment ago: the bytes lie elsewhere now.
+                missing += 1;
+                if missing > MISSING {
+                    return Err(LogError::Missing(self.log.attempt.clone()));
+                }
+                self.log.refresh().await?;
+                continue;
             }
             if !self.follow || tip.closed {
                 return Ok(false);
+            }
+            if tip.elsewhere {
+                return Err(LogError::NotLeading(self.log.attempt.clone()));
             }
             if let Some(receiver) = &mut self.tip
                 && receiver.changed().await.is_err()
@@ -166,22 +121,30 @@ impl Reader {
         }
     }
 
-    /// Says how far the log is now, and where it lies.
-    async fn look(&mut self) -> Result<(Tip, std::path::PathBuf), LogError> {
-        let path = self.logs.dir.join(self.job.as_str()).join(format!("{}.log", self.attempt));
+    /// Reads some bytes from where it is; `false`: the segment that had them is gone.
+    async fn read(&mut self, tip: &Tip, end: u64) -> Result<bool, LogError> {
+        let Some(segment) = tip.chain.iter().find(|segment| (segment.start..segment.end).contains(&self.at)) else {
+            return Ok(false);
+        };
+        let from = self.at - segment.start;
+        let to = (end.min(segment.end) - segment.start).min(from + READ_BYTES);
+        let Some(more) = self.log.files.get_range(&self.log.path(segment), from..to).await? else { return Ok(false) };
+        self.bytes.drain(..self.used);
+        self.used = 0;
+        self.at += more.len() as u64;
+        self.bytes.extend_from_slice(&more);
+        Ok(!more.is_empty())
+    }
+
+    /// Says how far the log is now.
+    async fn look(&mut self) -> Result<Tip, LogError> {
         if self.tip.is_none() {
-            let tip = self.logs.with_log(&self.job, &self.attempt, |log| Ok(log.tip.subscribe())).await?;
-            self.until = tip.borrow().stored;
+            let _known = self.log.known().await?;
+            let tip = self.log.tip.subscribe();
+            self.until = tip.borrow().stored();
             self.tip = Some(tip);
         }
-        let mut tip = match &mut self.tip {
-            Some(receiver) => *receiver.borrow_and_update(),
-            None => return Err(LogError::Shutdown),
-        };
-        if !self.follow {
-            tip.stored = self.until;
-        }
-        Ok((tip, path))
+        Ok(self.tip.as_mut().map(|tip| tip.borrow_and_update().clone()).unwrap_or_default())
     }
 
     fn cut(&self, text: &str) -> LogRecord {
@@ -189,7 +152,7 @@ impl Reader {
             source: "devfleet".to_owned(),
             channel: Channel::Cut.into(),
             data: text.as_bytes().to_vec(),
-            attempt: self.attempt.to_string(),
+            attempt: self.log.attempt.to_string(),
             ..LogRecord::default()
         }
     }

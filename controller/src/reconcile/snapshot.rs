@@ -4,13 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use devfleet_shared::admission;
 use devfleet_shared::attempt::Phase;
 use devfleet_shared::clock::Timestamp;
 use devfleet_shared::id::{Digest, HostId, ProjectName};
 use devfleet_shared::job::JobPhase;
 use devfleet_shared::resources::Resources;
 
+use crate::hosts::load::{self, Load};
 use crate::project::ProjectRecord;
+use crate::quarantine::{Rules, Standing};
 use crate::scheduler::{HostView, Needs, ProjectView, QueuedJob, Snapshot};
 use crate::sessions::Connected;
 use crate::store::records::HostRecord;
@@ -25,10 +28,32 @@ struct Given {
     building: BTreeSet<Digest>,
 }
 
+/// What counts unless the settings say otherwise.
+#[derive(Debug, Clone, Copy)]
+pub struct Defaults {
+    /// How many jobs may run in the fleet at once.
+    pub max_running: usize,
+    /// When a host is put in quarantine.
+    pub quarantine: Rules,
+}
+
+impl Defaults {
+    /// Returns what counts now.
+    pub fn under(self, records: &Records) -> Defaults {
+        let settings = records.settings.as_ref().map(|(settings, _)| settings);
+        let after = settings.and_then(|settings| settings.quarantine_after).unwrap_or(self.quarantine.after);
+        Defaults {
+            max_running: settings.and_then(|settings| settings.max_running).unwrap_or(self.max_running),
+            quarantine: Rules { after, ..self.quarantine },
+        }
+    }
+}
+
 /// Makes the snapshot.
-pub fn of(records: &Records, connected: &BTreeMap<HostId, Connected>, max_running: usize, now: Timestamp) -> Snapshot {
-    let set = records.settings.as_ref().and_then(|(settings, _)| settings.max_running);
-    let mut snapshot = Snapshot { now, max_running: set.unwrap_or(max_running), ..Snapshot::default() };
+pub fn of(records: &Records, connected: &BTreeMap<HostId, Connected>, defaults: Defaults, now: Timestamp) -> Snapshot {
+    let Defaults { max_running, quarantine } = defaults.under(records);
+    let mut snapshot = Snapshot { now, max_running, ..Snapshot::default() };
+    let loads = load::loads(records);
     let mut given: BTreeMap<HostId, Given> = BTreeMap::new();
     let mut needs: BTreeMap<ProjectName, Vec<Arc<Needs>>> = BTreeMap::new();
     for job in records.active_jobs() {
@@ -46,10 +71,14 @@ pub fn of(records: &Records, connected: &BTreeMap<HostId, Connected>, max_runnin
             give(given.entry(owner.host.clone()).or_default(), &job);
         }
     }
-    let hosts = records.hosts.values();
-    snapshot.hosts = hosts
-        .map(|host| host_view(host, connected.get(&host.id), given.remove(&host.id).unwrap_or_default()))
-        .collect();
+    let nothing = Load::default();
+    let hosts = records.hosts.values().map(|host| {
+        let mut view = host_view(host, connected.get(&host.id), given.remove(&host.id).unwrap_or_default());
+        let load = loads.get(&host.id).unwrap_or(&nothing);
+        judge(&mut view, load::standing(records, host, load, &quarantine, now));
+        view
+    });
+    snapshot.hosts = hosts.collect();
     snapshot
 }
 
@@ -63,7 +92,7 @@ fn view<'a>(snapshot: &'a mut Snapshot, name: &ProjectName, project: Option<&Pro
 }
 
 fn give(given: &mut Given, job: &JobRecords) {
-    given.resources = given.resources.plus(reserved(job.state.resources));
+    given.resources = given.resources.plus(admission::set_aside(job.state.resources));
     given.cpu_millis += job.state.resources.cpu_millis;
     if job.state.attempt().is_some_and(|attempt| matches!(attempt.phase, Phase::Assigned | Phase::Preparing)) {
         given.starting += 1;
@@ -74,9 +103,9 @@ fn give(given: &mut Given, job: &JobRecords) {
 /// Jobs with equal needs share them: there may be very many.
 fn queued(job: &JobRecords, project: Option<&ProjectRecord>, known: &mut Vec<Arc<Needs>>) -> QueuedJob {
     let wanted = Needs {
-        resources: reserved(job.state.resources),
+        resources: job.state.resources,
         labels: project.map(|project| project.config.host_labels.clone()).unwrap_or_default(),
-        runtime: None,
+        runtime: job.state.runtime.clone(),
         recipe: job.state.recipe.clone(),
         repository: job.state.mirror.clone().unwrap_or_default(),
     };
@@ -95,27 +124,30 @@ fn queued(job: &JobRecords, project: Option<&ProjectRecord>, known: &mut Vec<Arc
     }
 }
 
-/// Processors are shared by those who want them and are a limit, not a reservation; all else is set aside.
-fn reserved(resources: Resources) -> Resources {
-    Resources { cpu_millis: 0, ..resources }
+/// Writes down what a host's failures mean: nothing new for it, or one job, or that it is chosen less.
+fn judge(view: &mut HostView, standing: Standing) {
+    match standing {
+        Standing::Sound { failures } => view.recent_failures = failures,
+        Standing::Quarantined { until, why } => {
+            view.quarantined = Some(format!("{why}; one job is tried on it from {until} on"));
+        }
+        Standing::Probed { .. } => view.free.slots = view.free.slots.min(1),
+    }
 }
 
 /// What a host still has room for: of memory and slots what was not given away, of its disk what is free by its own word.
 fn host_view(record: &HostRecord, connected: Option<&Connected>, given: Given) -> HostView {
     let mut view = HostView::new(record.id.clone(), &*record.name);
     view.labels.clone_from(&record.labels);
+    view.closed = record.desired.closed();
     let Some(connected) = connected else {
         view.problems.push("it is not connected".into());
         return view;
     };
-    let (left, free) = (connected.total().minus(given.resources), connected.free());
     view.problems.clone_from(&connected.inventory.problems);
     view.total = connected.total();
-    view.free = Resources {
-        disk_bytes: free.disk_bytes.min(left.disk_bytes),
-        disk_inodes: free.disk_inodes.min(left.disk_inodes),
-        ..left
-    };
+    view.free = admission::room(connected.total(), given.resources, connected.free());
+    view.runtimes = connected.inventory.runtimes.iter().cloned().collect();
     view.cpu_millis_given = given.cpu_millis;
     view.starting = given.starting;
     view.recipes = connected.inventory.recipes.iter().filter_map(|recipe| recipe.parse().ok()).collect();

@@ -84,7 +84,7 @@ impl<'a> Board<'a> {
             now: snapshot.now,
             hosts,
             slates: hosts.iter().map(slate).collect(),
-            ready: hosts.iter().filter(|host| host.problems.is_empty() && host.quarantined.is_none()).count(),
+            ready: hosts.iter().filter(|host| host.is_ready()).count(),
             kinds: BTreeMap::new(),
             having: BTreeMap::new(),
             making: BTreeMap::new(),
@@ -170,7 +170,8 @@ impl<'a> Board<'a> {
             self.making.entry(recipe).or_default().push(at);
         }
         let slate = &mut self.slates[at as usize];
-        slate.free = slate.free.minus(needs.resources);
+        slate.free = slate.free.minus(admission::set_aside(needs.resources));
+        slate.cpu_millis_given += needs.resources.cpu_millis;
         slate.starting += 1;
         slate.version += 1;
         self.hosts[at as usize].id.clone()

@@ -60,6 +60,9 @@ pub(super) fn project_full(project: &ProjectView, name: &ProjectName) -> Option<
 
 /// Says why a host is out of the question for these needs, whatever is free on it.
 pub(super) fn unfit(host: &HostView, needs: &Needs) -> Option<String> {
+    if let Some(why) = &host.closed {
+        return Some(why.clone());
+    }
     if !host.problems.is_empty() {
         return Some(host.problems.join("; "));
     }

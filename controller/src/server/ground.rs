@@ -6,10 +6,11 @@ use std::sync::Arc;
 use devfleet_shared::clock::Clock;
 use devfleet_shared::id::ControllerId;
 
-use super::{StartError, make_dir};
+use super::{StartError, make_dir, open_files};
 use crate::api::passing::Reach;
 use crate::config::Config;
 use crate::controllers::own_id;
+use crate::files::Files;
 use crate::forges::Forges;
 use crate::identity::Authority;
 use crate::store::SharedStore;
@@ -22,6 +23,8 @@ pub struct Ground {
     pub id: ControllerId,
     /// Where its decisions are kept.
     pub store: SharedStore,
+    /// Where logs and diffs are kept.
+    pub files: Files,
     /// Certifies it and the hosts.
     pub authority: Arc<Authority>,
     /// Makes the forges of projects.
@@ -39,13 +42,14 @@ pub(super) async fn open_ground(config: &Config, clock: Clock) -> Result<Ground,
     let data_dir = make_dir(&config.data_dir)?;
     let lock = lock(&data_dir.join("lock"))?;
     let id = own_id(&data_dir)?;
+    let files = open_files(config).await?;
     let store = opening::open(config, &id, &clock).await?;
     let ca_dir = config.ca_dir.clone().unwrap_or_else(|| data_dir.join("ca"));
     let authority = Arc::new(Authority::open_or_create(&ca_dir, &clock)?);
     fleet::belong(&store, &authority.fingerprint()).await?;
     let forges = Forges::new(store.clone(), make_dir(&data_dir.join("repositories"))?);
     let reach: Reach = |endpoint| endpoint.connect_lazy();
-    Ok(Ground { id, store, authority, forges, reach, clock, lock: Some(lock) })
+    Ok(Ground { id, store, files, authority, forges, reach, clock, lock: Some(lock) })
 }
 
 /// Locks the data directory: two processes of one id would take the lead from each other.

@@ -16,18 +16,21 @@ use devfleet_shared::attempt::{AttemptResult, Phase};
 use devfleet_shared::clock::Timestamp;
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{Fence, HostId, JobId};
+use devfleet_shared::protocol::{self, PROTOCOL};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 use tracing::{error, info, warn};
 
 use super::prover::{Held, ProofError, ProverHandle};
 use super::{Order, Sessions};
 use crate::api::refusal;
+use crate::hosts;
 use crate::jobs::{Claim, JobError, Jobs, Report};
 use crate::logs::JobLogs;
+use crate::store::records::fleet::Generation;
 use crate::store::records::{Proposal, RecordError};
 use crate::timers::Timers;
 use crate::view::{JobRecords, View};
@@ -97,6 +100,11 @@ impl Session {
 
     /// Runs until either side ends it.
     pub async fn run(mut self, hello: v1::Hello, mut up: Streaming<HostMessage>, shutdown: CancellationToken) {
+        if let Err(skew) = protocol::agree(protocol::said(hello.protocol), PROTOCOL) {
+            warn!(host = %self.host, version = hello.host_version, error = %skew, "a host is refused");
+            drop(self.down.send(Err(refusal(Code::FailedPrecondition, "PROTOCOL_SKEW", skew.to_string()))).await);
+            return;
+        }
         let number = self.parts.sessions.number();
         if let Err(refused) = self.prove_first(number, &hello).await {
             drop(self.down.send(Err(refused)).await);
@@ -158,7 +166,7 @@ impl Session {
                 self.proofs.held = Some(held);
                 Ok(())
             }
-            Ok(Err(ProofError::Removed)) => Err(removed()),
+            Ok(Err(ProofError::Removed)) => Err(self.removed()),
             Ok(Err(error)) => {
                 warn!(host = %self.host, error = %Chain(&error), "a session could not be opened");
                 Err(tonic::Status::unavailable("the controller's store does not answer; try again"))
@@ -200,19 +208,28 @@ impl Session {
             return Ok(());
         }
         info!(host = %self.host, "the host was removed, its session ends");
-        drop(self.down.send(Err(removed())).await);
+        drop(self.down.send(Err(self.removed())).await);
         Err(Gone)
+    }
+
+    fn removed(&self) -> tonic::Status {
+        let note = self.parts.view.read().removed.get(&self.host).cloned();
+        refusal(Code::PermissionDenied, "HOST_REMOVED", hosts::refused(note.as_deref()))
     }
 
     async fn welcome(&mut self) -> Result<(), Gone> {
         let assignments = self.assignments().await?;
         self.sent.clone_from(&assignments.assignments);
+        let generation = self.parts.view.read().generation.clone();
+        let generation = generation.map(|Generation { id, number }| v1::Generation { id: id.to_string(), number });
         self.send(Down::Welcome(v1::Welcome {
             heartbeat_seconds: self.parts.timers.heartbeat.0.as_secs(),
             controller_version: env!("CARGO_PKG_VERSION").to_owned(),
             assignments: Some(assignments),
             freeze_ms: self.parts.timers.freeze.0.as_millis() as u64,
             kill_ms: self.parts.timers.kill.0.as_millis() as u64,
+            protocol: PROTOCOL,
+            generation,
         }))
         .await
     }
@@ -345,7 +362,8 @@ impl Session {
             limits: proposal.limits.clone(),
             hold: job.spec.hold,
         };
-        Ok(Some(assignment_to_wire(&assignment, job.state.cancelled_by.is_some())))
+        let stop = job.state.cancelled_by.is_some() || attempt.recalled.is_some();
+        Ok(Some(assignment_to_wire(&assignment, stop)))
     }
 
     async fn proposal(&mut self, job: &JobId) -> Result<Option<Arc<Proposal>>, JobError> {
@@ -362,14 +380,6 @@ impl Session {
     async fn send(&self, kind: Down) -> Result<(), Gone> {
         self.down.send(Ok(ControllerMessage { kind: Some(kind) })).await.map_err(|_| Gone)
     }
-}
-
-fn removed() -> tonic::Status {
-    refusal(
-        tonic::Code::PermissionDenied,
-        "HOST_REMOVED",
-        "this host is not part of the fleet any more; join again with a new token",
-    )
 }
 
 #[cfg(test)]

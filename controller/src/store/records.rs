@@ -7,7 +7,9 @@
 pub mod live;
 
 use std::collections::BTreeMap;
+pub mod controllers;
 pub mod fleet;
+pub mod hosts;
 pub mod leadership;
 
 use std::time::Duration;
@@ -28,6 +30,8 @@ use crate::environment::{Alternative, Dropped, ReportLine};
 use crate::forge::{Base, MergeRequest};
 
 pub mod settings;
+
+pub use hosts::HostRecord;
 
 /// The beginning of every key.
 pub const PREFIX: &str = "/devfleet/v1/";
@@ -195,6 +199,9 @@ pub struct JobState {
     /// The key of its repository's mirrors, once known.
     #[serde(default)]
     pub mirror: Option<String>,
+    /// The container runtime that its host must have, once known; `None`: any.
+    #[serde(default)]
+    pub runtime: Option<String>,
     /// Who approved, or why nobody had to.
     pub approved_by: Option<String>,
     /// Why it was rejected.
@@ -227,6 +234,7 @@ impl JobState {
             resources: Resources::default(),
             recipe: None,
             mirror: None,
+            runtime: None,
             approved_by: None,
             rejected: None,
             attempts: Vec::new(),
@@ -255,6 +263,7 @@ impl JobState {
         self.resources = proposal.limits.resources;
         self.recipe = Some(proposal.recipe.digest.clone());
         self.mirror = Some(mirror_key(&proposal.repository));
+        self.runtime.clone_from(&proposal.limits.runtime);
     }
 
     /// Returns the attempt under way or last under way.
@@ -280,9 +289,30 @@ pub struct AttemptRecord {
     pub ended: Option<Timestamp>,
     /// Until when its environment is held.
     pub held_until: Option<Timestamp>,
+    /// When its result stood.
+    #[serde(default)]
+    pub finished: Option<Timestamp>,
+    /// Why it is to be stopped so that another host can do its job; this attempt is not charged then.
+    #[serde(default)]
+    pub recalled: Option<String>,
 }
 
 impl AttemptRecord {
+    /// An attempt that is given to a host now.
+    pub fn assigned(id: AttemptId, host: HostId, branch: String, now: Timestamp) -> Self {
+        Self {
+            id,
+            host,
+            phase: Phase::Assigned,
+            branch,
+            assigned: now,
+            ended: None,
+            held_until: None,
+            finished: None,
+            recalled: None,
+        }
+    }
+
     /// Returns how the attempt ended, once that stands.
     pub fn result(&self) -> Option<&AttemptResult> {
         self.phase.result()
@@ -324,22 +354,6 @@ pub struct Verification {
     pub seconds: u64,
     /// The end of its output, masked.
     pub output_tail: String,
-}
-
-/// A host that joined.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostRecord {
-    /// The host.
-    pub id: HostId,
-    /// The name it gave itself.
-    pub name: String,
-    /// When it joined.
-    pub joined: Timestamp,
-    /// When its certificate ends.
-    pub certificate_ends: Timestamp,
-    /// What its join token and operators say of it.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
 }
 
 /// Which job an idempotency key made.

@@ -10,7 +10,7 @@ mod up;
 
 use fake::{DIGEST, Fake, JOB, Ran, TOKEN, Then, job, record, refusal};
 
-const READS: [&[&str]; 12] = [
+const READS: [&[&str]; 13] = [
     &["projects", "list"],
     &["jobs", "list"],
     &["jobs", "show", "0b5e"],
@@ -21,6 +21,7 @@ const READS: [&[&str]; 12] = [
     &["diff", "0b5e"],
     &["hosts", "list"],
     &["hosts", "show", "box1"],
+    &["controllers", "list"],
     &["tokens", "list"],
     &["whoami"],
 ];
@@ -45,19 +46,52 @@ async fn every_command_that_changes_something_says_what_it_did() {
     let file = fake.dir.path().join("project.toml");
     std::fs::write(&file, "name = 'tally'").expect("written");
     let file = file.to_str().expect("text");
-    let lines: [(&[&str], &str); 6] = [
+    let lines: [(&[&str], &str); 12] = [
         (&["projects", "apply", file], "project tally created"),
         (&["projects", "remove", "tally"], "project tally removed"),
         (&["reject", "0b5e", "--reason", "no"], "rejected"),
         (&["cancel", "0b5e"], "is being stopped"),
         (&["tokens", "revoke", "t1"], "token t1 revoked"),
         (&["sweep", "--dry-run"], "box1"),
+        (&["hosts", "cordon", "box1", "--reason", "new kernel"], "box1: cordoned by ann"),
+        (&["hosts", "drain", "box1", "--deadline", "10m", "--then", "wait"], "2 run; waited for"),
+        (&["hosts", "uncordon", "box1"], "box1: "),
+        (&["hosts", "resume", "box1"], "box1: "),
+        (&["hosts", "label", "box1", "zone=eu", "old-"], "labels zone=eu"),
+        (&["hosts", "remove", "box1", "--force"], "2 of its jobs start anew"),
     ];
     for (line, expected) in lines {
         let ran = fake.run(line).await;
         assert!(ran.code == 0 && ran.out.contains(expected), "{line:?}: {ran:?}");
         let json = fake.run(&[line, &["-o", "json"]].concat()).await;
         assert!(json.code == 0 && json.json().is_object(), "{line:?}: {json:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_several_controllers_the_next_is_asked_when_one_is_away_and_a_change_is_made_once() {
+    let fake = Fake::start().await;
+    let text = std::fs::read_to_string(&fake.context).expect("the context");
+    let line = text.lines().find(|line| line.starts_with("controller = ")).expect("a controller");
+    let url = line.trim_start_matches("controller = ");
+    let away = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+    let several = format!("controllers = [\"https://{away}\", {url}]");
+    let file = fake.dir.path().join("several.toml");
+    devfleet_controller::cli::context::write_private(&file, text.replace(line, &several).as_bytes()).expect("written");
+    let file = file.to_str().expect("text");
+    for line in [&["whoami"][..], &["cancel", "0b5e"]] {
+        let ran = fake.run(&[line, &["--context-file", file]].concat()).await;
+        assert_eq!(ran.code, 0, "{line:?}: {ran:?}");
+    }
+    let calls = fake.canned.script(|script| script.calls.clone());
+    assert_eq!(calls.iter().filter(|(call, _)| *call == "Cancel").count(), 1, "{calls:?}");
+    let none = text.replace(line, "controllers = []");
+    let both = text.replace(line, &format!("{line}\n{several}"));
+    for (wrong, told) in [(none, "must name a controller"), (both, "leave `controller` out")] {
+        devfleet_controller::cli::context::write_private(std::path::Path::new(file), wrong.as_bytes())
+            .expect("written");
+        let ran = fake.run(&["whoami", "--context-file", file]).await;
+        assert!(ran.code != 0 && ran.err.contains(told), "{ran:?}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Several controllers over one etcd: one fleet, one authority, one first token, one leader.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use devfleet_controller::config::Config;
@@ -16,6 +17,7 @@ use devfleet_proto::v1::fleet_client::FleetClient;
 use devfleet_proto::v1::session_client::SessionClient;
 use devfleet_proto::v1::{self, ControllerMessage, HostMessage, host_message};
 use devfleet_shared::clock::Clock;
+use devfleet_shared::endpoints::Endpoints;
 use devfleet_shared::secret::Secret;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -99,12 +101,17 @@ fn plain(controller: &Running) -> Channel {
 
 /// Opens a session and returns it once it was welcomed; the sender keeps it open.
 async fn welcomed(identity: &HostIdentity, at: &Running) -> (mpsc::Sender<HostMessage>, Streaming<ControllerMessage>) {
+    welcomed_by(|| identity.channel(&url(at)).expect("channel")).await
+}
+
+/// The same, over such channels.
+async fn welcomed_by(channel: impl Fn() -> Channel) -> (mpsc::Sender<HostMessage>, Streaming<ControllerMessage>) {
     let opening = async {
         loop {
             let (up, messages) = mpsc::channel(4);
             let hello = v1::Hello { incarnation: "1".into(), ..Default::default() };
             up.send(HostMessage { kind: Some(host_message::Kind::Hello(hello)) }).await.expect("room");
-            let mut client = SessionClient::new(identity.channel(&url(at)).expect("channel"));
+            let mut client = SessionClient::new(channel());
             if let Ok(answer) = client.open(ReceiverStream::new(messages)).await {
                 let mut down = answer.into_inner();
                 if let Ok(Some(ControllerMessage { kind: Some(Kind::Welcome(_)) })) = down.message().await {
@@ -160,6 +167,45 @@ async fn hosts_and_people_may_come_to_any_controller() {
     let (_up, _down) = welcomed(&identity, &other).await;
     assert_eq!(connected(&other, &operator).await, ["host-1"], "the next leader has it");
     other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_with_a_list_of_controllers_goes_to_the_next_when_its_own_dies_and_people_see_who_leads() {
+    let (dir, cluster) = (tempfile::tempdir().expect("dir"), Cluster::start(1));
+    let store = cluster.store(0, "test").await;
+    let first = start(&config(dir.path(), "a", "ca", &cluster)).await;
+    leader_of(&store).await;
+    let second = start(&config(dir.path(), "b", "ca", &cluster)).await;
+    let (_, operator) = first.tokens.create("test", Role::Operator, None).await.expect("token");
+    let terms = JoinTerms::once(Duration::from_secs(600));
+    let (join, _) = first.tokens.create_join(&terms, &first.authority.fingerprint()).await.expect("token");
+    let identity = HostIdentity::join(&dir.path().join("host"), &url(&first), &join, "host-1").await.expect("joined");
+    let endpoints = Arc::new(Endpoints::new(vec![url(&first), url(&second)]).expect("some"));
+
+    let (_up, mut down) = welcomed_by(|| identity.channel_to(Arc::clone(&endpoints)).expect("channel")).await;
+    assert_eq!(endpoints.current(), url(&first));
+    let listed = controllers(&second, &operator).await;
+    let leads: Vec<_> = listed.iter().filter(|one| one.leads && one.leads_since_unix_ms > 0).collect();
+    assert_eq!((listed.len(), leads.len()), (2, 1), "{listed:?}");
+    let led = leads[0].id.clone();
+
+    first.stop().await;
+    let ended = tokio::time::timeout(PATIENCE, async { while let Ok(Some(_)) = down.message().await {} }).await;
+    assert!(ended.is_ok(), "its session ends with its controller");
+    let (_up, _down) = welcomed_by(|| identity.channel_to(Arc::clone(&endpoints)).expect("channel")).await;
+    assert_eq!(endpoints.current(), url(&second), "the list was gone through");
+    assert_eq!(connected(&second, &operator).await, ["host-1"]);
+    let left = controllers(&second, &operator).await;
+    assert!(left.len() == 1 && left[0].leads && left[0].id != led, "{left:?}");
+    second.stop().await;
+}
+
+/// Asks a controller which controllers run.
+async fn controllers(at: &Running, token: &Secret) -> Vec<v1::Controller> {
+    let mut request = Request::new(v1::ListControllersRequest {});
+    let bearer = format!("Bearer {}", token.expose()).parse().expect("a header");
+    request.metadata_mut().insert("authorization", bearer);
+    FleetClient::new(plain(at)).list_controllers(request).await.expect("an answer").into_inner().controllers
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -247,6 +247,7 @@ fn awkward() -> EnvironmentSpec {
         entrypoint,
         command,
         variables: variables.clone(),
+        ..ServiceSpec::default()
     };
     EnvironmentSpec {
         image: "python:3.12".into(),

@@ -8,6 +8,7 @@ mod drift;
 mod engine_trouble;
 mod failures;
 mod gitlab;
+mod hosts;
 mod parallel;
 mod publishing;
 mod restarts;

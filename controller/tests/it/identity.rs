@@ -90,6 +90,12 @@ macro_rules! unknown_calls {
 unknown_calls! {
     list_hosts(ListHostsRequest) -> ListHostsResponse;
     get_host(GetHostRequest) -> Host;
+    cordon_host(CordonHostRequest) -> Host;
+    drain_host(DrainHostRequest) -> Host;
+    resume_host(ResumeHostRequest) -> Host;
+    label_host(LabelHostRequest) -> Host;
+    remove_host(RemoveHostRequest) -> RemoveHostResponse;
+    list_controllers(ListControllersRequest) -> ListControllersResponse;
     create_join_token(CreateJoinTokenRequest) -> CreateJoinTokenResponse;
     create_token(CreateTokenRequest) -> CreateTokenResponse;
     list_tokens(ListTokensRequest) -> ListTokensResponse;

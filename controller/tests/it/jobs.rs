@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devfleet_controller::forge::Base;
+use devfleet_controller::hosts::{HostError, Hosts, Removal};
 use devfleet_controller::jobs::{Claim, JobError, Jobs, Report};
 use devfleet_controller::leader::Term;
 use devfleet_controller::store::embedded::Embedded;
-use devfleet_controller::store::records::{JobSpec, Proposal, PublishRecord, Verification, key};
+use devfleet_controller::store::records::hosts::{AfterDrain, Desired, Wish};
+use devfleet_controller::store::records::{HostRecord, JobSpec, Proposal, PublishRecord, Verification, key, put};
 use devfleet_controller::store::{Change, SharedStore, Transaction};
 use devfleet_shared::assignment::{AgentKind, AgentSpec, Limits};
 use devfleet_shared::attempt::{AttemptResult, Failure, FailureReason, Phase, Step};
@@ -17,7 +19,7 @@ use devfleet_shared::environment::{EnvironmentSpec, Recipe};
 use devfleet_shared::id::{AttemptId, Digest, Fence, HostId, JobId};
 use devfleet_shared::job::{JobEvent, JobPhase, Outcome};
 
-const START: Timestamp = Timestamp(1_800_000_000_000);
+pub(crate) const START: Timestamp = Timestamp(1_800_000_000_000);
 
 /// Jobs over a store of their own.
 pub(crate) struct Bench {
@@ -52,10 +54,14 @@ impl Bench {
 
     /// Gives a job to a host, and returns what that host claims from then on.
     pub(crate) async fn assigned(&self, job: &JobId) -> Claim {
-        let (host, attempt) = (HostId::random(), AttemptId::random());
+        let (host, attempt) = (self.host().await, AttemptId::random());
         let revision =
             self.jobs.assign(&term(), job, &host, attempt.clone()).await.expect("assigned").expect("it was queued");
         Claim { host, job: job.clone(), attempt, fence: Fence(revision) }
+    }
+
+    async fn host(&self) -> HostId {
+        joined(&self.store).await
     }
 
     async fn phase(&self, job: &JobId) -> JobPhase {
@@ -63,6 +69,22 @@ impl Bench {
         let state: serde_json::Value = serde_json::from_slice(&entry.value).expect("JSON");
         serde_json::from_value(state["phase"].clone()).expect("a phase")
     }
+}
+
+/// A host that joined.
+pub(crate) async fn joined(store: &SharedStore) -> HostId {
+    let id = HostId::random();
+    let record = HostRecord {
+        id: id.clone(),
+        name: "box".into(),
+        joined: START,
+        certificate_ends: START,
+        labels: BTreeMap::new(),
+        desired: Default::default(),
+    };
+    let then = vec![put(key::host(&id), &record).expect("a record")];
+    store.commit(Transaction { when: Vec::new(), then }).await.expect("written");
+    id
 }
 
 /// A term of its own: nobody else leads.
@@ -191,10 +213,8 @@ async fn of_many_who_assign_one_job_at_once_one_does() {
     let job = bench.queued().await;
     let mut racers = tokio::task::JoinSet::new();
     for _ in 0..16 {
-        let (jobs, job) = (bench.jobs.clone(), job.clone());
-        racers.spawn(async move {
-            jobs.assign(&term(), &job, &HostId::random(), AttemptId::random()).await.expect("an answer")
-        });
+        let (jobs, job, host) = (bench.jobs.clone(), job.clone(), bench.host().await);
+        racers.spawn(async move { jobs.assign(&term(), &job, &host, AttemptId::random()).await.expect("an answer") });
     }
     assert_eq!(racers.join_all().await.into_iter().flatten().count(), 1);
 }
@@ -236,4 +256,97 @@ async fn one_idempotency_key_makes_one_job_whoever_races() {
     assert!(answers.iter().all(|(id, _)| *id == answers[0].0));
     let other = bench.jobs.submit(&spec(), &key, &Digest::of(b"other")).await.expect_err("another content");
     assert!(matches!(other, JobError::KeyReused(id) if id == answers[0].0));
+}
+
+/// What an operator wants of a host.
+async fn wish(bench: &Bench, host: &HostId, wish: Wish) {
+    let hosts = Hosts { store: bench.store.clone(), clock: Clock::fixed(START) };
+    hosts.change(host, |record, _| record.desired = Desired { wish, ..Desired::default() }).await.expect("changed");
+}
+
+#[tokio::test]
+async fn a_host_that_is_closed_or_removed_is_given_nothing_however_late_that_is_seen() {
+    let bench = Bench::new();
+    let (job, host) = (bench.queued().await, bench.host().await);
+    let hosts = Hosts { store: bench.store.clone(), clock: Clock::fixed(START) };
+    let assign = async || bench.jobs.assign(&term(), &job, &host, AttemptId::random()).await.expect("an answer");
+    wish(&bench, &host, Wish::Cordoned).await;
+    assert_eq!(assign().await, None, "cordoned");
+    wish(&bench, &host, Wish::Draining { deadline: START, then: AfterDrain::Wait }).await;
+    assert_eq!(assign().await, None, "draining");
+    let removal = Removal { by: "ada", reason: "", jobs: 1, force: false };
+    assert!(matches!(hosts.remove(&host, removal).await, Err(HostError::Busy { jobs: 1, .. })));
+    hosts.remove(&host, Removal { jobs: 0, ..removal }).await.expect("removed");
+    assert_eq!(assign().await, None, "removed");
+    let told = hosts.member(&host).await.expect("an answer").expect_err("refused");
+    assert!(told.contains("by ada") && told.contains("devfleet join-token create"), "{told}");
+    assert_eq!(bench.phase(&job).await, JobPhase::Queued);
+    let open = bench.host().await;
+    assert!(bench.jobs.assign(&term(), &job, &open, AttemptId::random()).await.expect("an answer").is_some());
+}
+
+#[tokio::test]
+async fn a_recalled_attempt_gets_no_leave_to_publish_and_its_job_is_queued_uncharged() {
+    let bench = Bench::new();
+    let job = bench.queued().await;
+    // Of one attempt in all none is left once it is charged.
+    for _ in 0..3 {
+        let claim = bench.assigned(&job).await;
+        let recalled = bench.jobs.recall(&term(), &claim, "host box is draining by ada").await.expect("an answer");
+        assert!(recalled.is_some());
+        assert_eq!(bench.jobs.recall(&term(), &claim, "again").await.expect("an answer"), None, "once is enough");
+        let leave = bench.jobs.authorize_publish(&claim, &publication(&claim)).await.expect("an answer");
+        assert!(leave.expect_err("refused").contains("draining by ada"));
+        let stopped = Phase::Stopping(AttemptResult::Cancelled);
+        bench.jobs.report(&claim, &stopped, None, 1).await.expect("an answer");
+        assert_eq!(bench.phase(&job).await, JobPhase::Queued);
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_whose_work_is_being_published_is_not_recalled() {
+    let bench = Bench::new();
+    let job = bench.queued().await;
+    let claim = bench.assigned(&job).await;
+    bench.jobs.authorize_publish(&claim, &publication(&claim)).await.expect("an answer").expect("granted");
+    assert_eq!(bench.jobs.recall(&term(), &claim, "draining").await.expect("an answer"), None);
+    bench.jobs.report(&claim, &succeeded(), None, 1).await.expect("an answer");
+    assert_eq!(bench.phase(&job).await, JobPhase::Publishing);
+}
+
+#[tokio::test]
+async fn of_changes_to_one_host_at_once_none_is_lost() {
+    let bench = Bench::new();
+    let host = bench.host().await;
+    let mut writers = tokio::task::JoinSet::new();
+    for number in 0..16 {
+        let (hosts, host) = (Hosts { store: bench.store.clone(), clock: Clock::fixed(START) }, host.clone());
+        writers.spawn(async move {
+            let label = |record: &mut HostRecord, _| drop(record.labels.insert(format!("n{number}"), "1".into()));
+            hosts.change(&host, label).await.expect("changed");
+        });
+    }
+    writers.join_all().await;
+    let entry = bench.store.get(&key::host(&host)).await.expect("read").expect("a record");
+    let record: HostRecord = serde_json::from_slice(&entry.value).expect("JSON");
+    assert_eq!(record.labels.len(), 16);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_job_is_given_to_a_host_after_it_was_closed_even_if_both_happen_at_once() {
+    let bench = Bench::new();
+    let hosts = Hosts { store: bench.store.clone(), clock: Clock::fixed(START) };
+    for _ in 0..60 {
+        let (job, host) = (bench.queued().await, bench.host().await);
+        let assigning = tokio::spawn({
+            let (jobs, job, host) = (bench.jobs.clone(), job.clone(), host.clone());
+            async move { jobs.assign(&term(), &job, &host, AttemptId::random()).await.expect("an answer") }
+        });
+        let closing = tokio::spawn({
+            let (hosts, host) = (hosts.clone(), host.clone());
+            async move { hosts.change(&host, |record, _| record.desired.wish = Wish::Cordoned).await.expect("closed") }
+        });
+        let (assigned, closed) = (assigning.await.expect("assigned"), closing.await.expect("closed"));
+        assert!(assigned.is_none_or(|assigned| assigned < closed), "{assigned:?} after {closed}");
+    }
 }

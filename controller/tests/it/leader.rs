@@ -11,7 +11,7 @@ use devfleet_controller::store::records::leadership::leader_key;
 use devfleet_controller::store::records::{JobSpec, JobState, key, put};
 use devfleet_controller::store::{Commit, LeaseId, SharedStore, Transaction};
 use devfleet_shared::clock::{Clock, Timestamp};
-use devfleet_shared::id::{AttemptId, ControllerId, HostId, JobId};
+use devfleet_shared::id::{AttemptId, ControllerId, JobId};
 use devfleet_shared::job::{JobEvent, JobPhase};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
@@ -200,7 +200,7 @@ async fn of_two_who_believe_they_lead_only_the_younger_writes() {
     let term = young.leads().await;
     assert_eq!(old.term.borrow().as_ref(), Some(&stale), "it still believes");
 
-    let (job, host) = (fleet.queued().await, HostId::random());
+    let (job, host) = (fleet.queued().await, crate::jobs::joined(&fleet.store).await);
     let by_the_old = Jobs::new(old.store.clone(), fleet.clock.clone());
     let refused = by_the_old.assign(&stale, &job, &host, AttemptId::random()).await;
     assert!(matches!(refused, Ok(None)), "{refused:?}");

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use devfleet_controller::files::Files;
 use devfleet_controller::jobs::{Claim, Jobs, Report};
 use devfleet_controller::logs::JobLogs;
 use devfleet_controller::reclaim::{Reclaim, Seen};
@@ -40,7 +41,7 @@ impl Ground {
         let reclaim = Reclaim {
             view,
             jobs: bench.jobs.clone(),
-            logs: JobLogs::new(logs.path().to_owned()),
+            logs: JobLogs::new(Files::in_directory(logs.path()).expect("a directory")),
             clock: clock.clone(),
             grace: GRACE,
         };

@@ -5,5 +5,6 @@ pub(crate) mod engine;
 pub(crate) mod etcd;
 pub(crate) mod gitlab;
 pub(crate) mod proxy;
+pub(crate) mod s3;
 pub(crate) mod site;
 pub(crate) mod stores;

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use devfleet_controller::config::Config;
+use devfleet_controller::files::Files;
 use devfleet_controller::forge::memory::{MemoryForge, Verb, When};
 use devfleet_controller::forge::{ForgeError, SharedForge};
 use devfleet_controller::forges::Forges;
@@ -59,6 +60,8 @@ pub(crate) struct Fleet {
     pub(crate) seen: Vec<(u128, String)>,
     /// What must not be.
     pub(crate) violations: Vec<String>,
+    /// Where all controllers keep logs and diffs.
+    pub(crate) files: Files,
     dir: TempDir,
     clock: Clock,
     ways: Vec<Arc<Way>>,
@@ -110,6 +113,7 @@ impl Fleet {
             store,
             forge,
             machines,
+            files: Files::in_memory(),
             dir,
             clock,
             authority,
@@ -168,15 +172,16 @@ impl Fleet {
             _ => self.forge.clone(),
         };
         let (way, id) = (Arc::clone(&self.ways[number]), self.ids[number].clone());
-        let (authority, clock) = (Arc::clone(&self.authority), self.clock.clone());
+        let (authority, clock, files) = (Arc::clone(&self.authority), self.clock.clone(), self.files.clone());
         sim.host(controller(number), move || {
             let store: SharedStore = Arc::new(SimStore(Arc::clone(&way)));
             let ground = {
-                let (store, forge, id) = (store.clone(), forge.clone(), id.clone());
+                let (store, forge, id, files) = (store.clone(), forge.clone(), id.clone(), files.clone());
                 let (authority, clock, cache) = (Arc::clone(&authority), clock.clone(), config.data_dir.join("git"));
                 move || Ground {
                     id: id.clone(),
                     store: store.clone(),
+                    files: files.clone(),
                     authority: Arc::clone(&authority),
                     forges: Forges::new(store.clone(), cache.clone()).with_fixed(forge.clone()),
                     reach: crate::net::reach,
@@ -356,6 +361,7 @@ impl Setup {
                 joined: self.clock.now(),
                 certificate_ends: self.clock.now().after(Duration::from_secs(24 * 3600)),
                 labels: BTreeMap::new(),
+                desired: Default::default(),
             };
             then.push(put(key::host(&machine.host), &record).expect("put"));
         }

@@ -59,14 +59,7 @@ pub(crate) fn engine(agent: Duration, mutant: Option<Mutant>) -> Arc<MemoryEngin
     if mutant == Some(Mutant::Freeze) {
         engine.fail_when(|call| (call.verb == "pause").then_some(Fault::Before));
     }
-    let image = ImageFacts {
-        id: "sha256:base".into(),
-        user: String::new(),
-        entrypoint: Vec::new(),
-        command: Vec::new(),
-        ports: Vec::new(),
-        labels: Default::default(),
-    };
+    let image = ImageFacts { id: "sha256:base".into(), ..ImageFacts::default() };
     engine.add_to_registry("app:1", image);
     let script = |role: &str, output: &str, after: Duration| {
         let pieces = output.split_inclusive('\n').zip(0u32..);

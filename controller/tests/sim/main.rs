@@ -86,7 +86,6 @@ fn one_seed() {
     let mutant = variable(MUTANT).map(|name| Mutant::named(&name).expect("a mutant"));
     // A thread of its own: what the standard library draws once for each thread is drawn from the seed.
     std::thread::spawn(move || {
-        devfleet_controller::blocking::in_line();
         devfleet_host::blocking::in_line();
         let mut fleet = Fleet::new(Plan::of(seed), mutant);
         fleet.run();

@@ -21,7 +21,8 @@ impl People {
         let connect = |node: &str| {
             let controller = format!("https://{}:7443", fleet.address(node));
             let token = Secret::new(read("token").trim());
-            Connection::new(&Context { controller, authority: read("authority.pem"), token }).expect("a connection")
+            Connection::new(&Context { controllers: vec![controller], authority: read("authority.pem"), token })
+                .expect("a connection")
         };
         let made = |node: &&str| fleet.dir().join("run").join(format!("{node}.controller.sh")).exists();
         let nodes: Vec<_> = ["c1", "c2"].into_iter().filter(made).collect();

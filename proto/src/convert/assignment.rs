@@ -113,6 +113,7 @@ impl From<&Limits> for v1::Limits {
             service_ready_seconds: seconds(limits.service_ready),
             bundle_bytes: limits.bundle_bytes,
             log_bytes: limits.log_bytes,
+            runtime: limits.runtime.clone().unwrap_or_default(),
         }
     }
 }
@@ -133,6 +134,7 @@ impl TryFrom<v1::Limits> for Limits {
             service_ready: Duration::from_secs(wire.service_ready_seconds),
             bundle_bytes: wire.bundle_bytes,
             log_bytes: wire.log_bytes,
+            runtime: Some(wire.runtime).filter(|runtime| !runtime.is_empty()),
         })
     }
 }
@@ -167,7 +169,7 @@ mod tests {
                 variables: BTreeMap::from([("LEVEL".into(), "high".into())]),
                 secrets: vec!["ANTHROPIC_API_KEY".into()],
             },
-            limits: Limits { pids: 7, log_bytes: 8, ..Limits::default() },
+            limits: Limits { pids: 7, log_bytes: 8, runtime: Some("runsc".into()), ..Limits::default() },
             hold: Duration::from_secs(14_400),
         }
     }

@@ -1,12 +1,23 @@
 //! What an environment is made of. A list that is absent differs from one that is empty; a text does not.
 
-use devfleet_shared::environment::{CacheSpec, EnvironmentSpec, Recipe, RecipeFile, ServiceSpec};
+use devfleet_shared::environment::{CacheSpec, EnvironmentSpec, PullPolicy, Recipe, RecipeFile, ServiceSpec};
 
 use super::{WireError, absent_if_empty, parsed};
 use crate::v1;
 
 fn list(items: &Option<Vec<String>>) -> Option<v1::StringList> {
     items.clone().map(|items| v1::StringList { items })
+}
+
+fn pull_name(policy: Option<PullPolicy>) -> String {
+    policy.map(PullPolicy::name).unwrap_or_default().to_owned()
+}
+
+fn pull_policy(field: &'static str, name: &str) -> Result<Option<PullPolicy>, WireError> {
+    match PullPolicy::named(name) {
+        None if !name.is_empty() => Err(WireError::new(field, format!("{name:?} is no pull policy"))),
+        policy => Ok(policy),
+    }
 }
 
 impl From<&EnvironmentSpec> for v1::Environment {
@@ -16,6 +27,7 @@ impl From<&EnvironmentSpec> for v1::Environment {
             entrypoint: list(&spec.entrypoint),
             user: spec.user.clone().unwrap_or_default(),
             platform: spec.platform.clone().unwrap_or_default(),
+            pull_policy: pull_name(spec.pull),
             services: spec.services.iter().map(Into::into).collect(),
             variables: spec.variables.clone().into_iter().collect(),
             caches: spec.caches.iter().map(Into::into).collect(),
@@ -36,6 +48,7 @@ impl TryFrom<v1::Environment> for EnvironmentSpec {
             entrypoint: wire.entrypoint.map(|list| list.items),
             user: absent_if_empty(wire.user),
             platform: absent_if_empty(wire.platform),
+            pull: pull_policy("Environment.pull_policy", &wire.pull_policy)?,
             services: wire.services.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             variables: wire.variables.into_iter().collect(),
             caches: wire.caches.into_iter().map(Into::into).collect(),
@@ -53,6 +66,8 @@ impl From<&ServiceSpec> for v1::Service {
             aliases: spec.aliases.clone(),
             entrypoint: list(&spec.entrypoint),
             command: list(&spec.command),
+            platform: spec.platform.clone().unwrap_or_default(),
+            pull_policy: pull_name(spec.pull),
             variables: spec.variables.clone().into_iter().collect(),
         }
     }
@@ -73,6 +88,8 @@ impl TryFrom<v1::Service> for ServiceSpec {
             aliases: wire.aliases,
             entrypoint: wire.entrypoint.map(|list| list.items),
             command: wire.command.map(|list| list.items),
+            platform: absent_if_empty(wire.platform),
+            pull: pull_policy("Service.pull_policy", &wire.pull_policy)?,
             variables: wire.variables.into_iter().collect(),
         })
     }
@@ -142,6 +159,8 @@ pub(super) mod tests {
             aliases: vec!["redis".into(), "cache".into()],
             entrypoint: Some(vec![]),
             command: Some(vec!["redis-server".into(), "--save".into(), String::new()]),
+            platform: Some("linux/arm64".into()),
+            pull: Some(PullPolicy::Never),
             variables: BTreeMap::from([("A".into(), "1".into())]),
         };
         EnvironmentSpec {
@@ -149,6 +168,7 @@ pub(super) mod tests {
             entrypoint: Some(vec![String::new()]),
             user: Some("app".into()),
             platform: Some("linux/amd64".into()),
+            pull: Some(PullPolicy::Always),
             services: vec![service, ServiceSpec { name: "db".into(), image: "postgres".into(), ..Default::default() }],
             variables: BTreeMap::from([("CI".into(), "true".into()), ("EMPTY".into(), String::new())]),
             caches: vec![CacheSpec { path: ".cache".into(), key: "k".into(), lock_files: vec!["a.lock".into()] }],
@@ -191,5 +211,7 @@ pub(super) mod tests {
         assert!(refused.to_string().contains("64 lower-case hex digits"), "{refused}");
         let nameless = v1::Service { image: "redis".into(), ..Default::default() };
         assert_eq!(ServiceSpec::try_from(nameless).expect_err("no name").field, "Service.name");
+        let unknown = v1::Environment { pull_policy: "sometimes".into(), ..(&environment()).into() };
+        assert_eq!(EnvironmentSpec::try_from(unknown).expect_err("no policy").field, "Environment.pull_policy");
     }
 }

@@ -258,6 +258,7 @@ fn host_config(spec: &ContainerSpec) -> HostConfig {
         memory_swap: amount(spec.memory_bytes),
         nano_cpus: amount(spec.cpu_millis.saturating_mul(1_000_000)),
         pids_limit: amount(spec.pids),
+        runtime: spec.runtime.clone(),
         init: Some(spec.init),
         ulimits: Some(vec![limit("nofile", OPEN_FILES), limit("core", 0)]),
         log_config: Some(log_config(spec.keep_output)),

@@ -37,6 +37,12 @@ impl DockerEngine {
         ports.sort_unstable();
         Ok(Some(ImageFacts {
             id: image.id.unwrap_or_default(),
+            platform: [image.os, image.architecture, image.variant]
+                .into_iter()
+                .flatten()
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join("/"),
             user: config.user.unwrap_or_default(),
             entrypoint: config.entrypoint.unwrap_or_default(),
             command: config.cmd.unwrap_or_default(),

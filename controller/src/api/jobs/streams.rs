@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 
 use super::JobsService;
 use crate::api::refusal;
+use crate::logs::LogError;
 
 /// Sends the job whenever what people see of it changed, until it has ended.
 pub(super) async fn watch_job(service: JobsService, id: JobId, sender: mpsc::Sender<Result<v1::Job, Status>>) {
@@ -70,6 +71,16 @@ pub(super) async fn send_logs(
     }
 }
 
+/// Says why a log cannot be read; who follows it opens it again where that may help.
+fn log_status(error: &LogError) -> Status {
+    let (code, reason) = match error {
+        LogError::NotLeading(_) => (Code::Unavailable, "NO_LEADER"),
+        error if error.is_retryable() => (Code::Unavailable, "LOG_FAILED"),
+        _ => (Code::Internal, "LOG_FAILED"),
+    };
+    refusal(code, reason, format!("cannot {}", Chain(error)))
+}
+
 async fn send_log(
     service: &JobsService,
     job: &JobId,
@@ -86,7 +97,7 @@ async fn send_log(
         let sent = match record {
             Some(Ok(record)) => sender.send(Ok(v1::LogRecord { attempt: attempt.to_string(), ..record })).await,
             Some(Err(error)) => {
-                let status = refusal(Code::Internal, "LOG_FAILED", format!("cannot {}", Chain(&error)));
+                let status = log_status(&error);
                 drop(sender.send(Err(status)).await);
                 return Err(());
             }

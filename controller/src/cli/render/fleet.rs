@@ -2,10 +2,12 @@
 
 use devfleet_proto::v1;
 use devfleet_shared::clock::Timestamp;
+use devfleet_shared::protocol::PROTOCOL;
 
 use super::super::output::Paint;
-use super::super::shape::fleet::{is_ready, labels};
-use super::{Cell, age, bytes, fields, heading, plain, short, span, table};
+use super::super::shape::fleet::labels;
+use super::standing::{self, state};
+use super::{age, bytes, fields, heading, plain, short, span, table};
 
 /// Lists hosts.
 pub fn hosts(hosts: &[v1::Host], now: Timestamp) -> String {
@@ -19,23 +21,44 @@ pub fn hosts(hosts: &[v1::Host], now: Timestamp) -> String {
             plain(format!("{} of {}", free.slots, total.slots)),
             plain(bytes(free.memory_bytes)),
             plain(bytes(free.disk_bytes)),
-            plain(host.attempts.len().to_string()),
+            plain(standing::attempts(host)),
+            plain(version(host)),
             plain(age(host.last_seen_unix_ms, now)),
         ]
     });
     table(
-        ["HOST", "NAME", "STATE", "FREE SLOTS", "FREE MEMORY", "FREE DISK", "ATTEMPTS", "SEEN"],
+        ["HOST", "NAME", "STATE", "FREE SLOTS", "FREE MEMORY", "FREE DISK", "ATTEMPTS", "VERSION", "SEEN"],
         rows,
         "No hosts yet. Let one join with a token: `devfleet join-token create`.",
     )
 }
 
-fn state(host: &v1::Host) -> Cell {
-    match (host.connected, is_ready(host)) {
-        (true, true) => (Paint::Good, "ready".into()),
-        (true, false) => (Paint::Attention, "not ready".into()),
-        (false, _) => (Paint::Bad, "disconnected".into()),
+/// The daemon's version and, where it is not the newest, the protocol that it speaks.
+fn version(host: &v1::Host) -> String {
+    let version = host.inventory.as_ref().map(|inventory| inventory.host_version.clone()).unwrap_or_default();
+    match host.protocol {
+        0 | PROTOCOL => version,
+        older => format!("{version} (protocol {older})"),
     }
+}
+
+/// Lists controllers.
+pub fn controllers(controllers: &[v1::Controller], now: Timestamp) -> String {
+    let rows = controllers.iter().map(|controller| {
+        let leads = match (controller.leads, controller.leads_since_unix_ms) {
+            (false, _) => plain(""),
+            (true, 0) => (Paint::Good, "leads".into()),
+            (true, since) => (Paint::Good, format!("leads for {} (term {})", age(since, now), controller.term)),
+        };
+        [
+            plain(short(&controller.id)),
+            plain(&controller.address),
+            plain(&controller.version),
+            leads,
+            plain(age(controller.started_unix_ms, now)),
+        ]
+    });
+    table(["CONTROLLER", "ADDRESS", "VERSION", "LEADS", "UP"], rows, "No controllers.")
 }
 
 /// Shows one host.
@@ -51,13 +74,17 @@ pub fn host(host: &v1::Host, now: Timestamp) -> String {
         ("host", host.id.clone()),
         ("name", host.name.clone()),
         ("state", paint.on(&name)),
+        ("wanted", standing::wanted(host, now)),
+        ("quarantine", standing::quarantine(host, now)),
+        ("failures", failures(host)),
         ("problems", inventory.problems.join("\n")),
         ("labels", labels(host).join("\n")),
         ("seen", format!("{} ago", age(host.last_seen_unix_ms, now))),
         ("joined", format!("{} ago", age(host.joined_unix_ms, now))),
         ("certificate", certificate(host.certificate_ends_unix_ms, now)),
         ("engine", engine(&inventory)),
-        ("daemon", inventory.host_version.clone()),
+        ("runtimes", inventory.runtimes.join(", ")),
+        ("daemon", version(host)),
         ("images", inventory.images.to_string()),
         ("caches", inventory.caches.to_string()),
         ("attempts", host.attempts.join("\n")),
@@ -74,6 +101,13 @@ pub fn host(host: &v1::Host, now: Timestamp) -> String {
     ];
     out.push_str(&table(["WHAT", "FREE", "TOTAL"], rows, ""));
     out
+}
+
+fn failures(host: &v1::Host) -> String {
+    match host.recent_failures {
+        0 => String::new(),
+        count => format!("{count} lately through its own fault"),
+    }
 }
 
 fn certificate(ends_unix_ms: u64, now: Timestamp) -> String {
@@ -175,19 +209,23 @@ mod tests {
             attempts: vec!["a3f91c20".into()],
             certificate_ends_unix_ms: NOW.0 + 86_400_000,
             labels: [("zone".to_owned(), "eu".to_owned())].into(),
+            state: "active".into(),
+            running: 1,
+            protocol: PROTOCOL,
+            ..v1::Host::default()
         }
     }
 
     #[test]
     fn hosts_read_as_a_table_with_their_state() {
         let broken = v1::HostInventory { problems: vec!["disk full".into()], ..sample().inventory.expect("there") };
-        let not_ready = v1::Host { inventory: Some(broken), name: "box2".into(), ..sample() };
+        let not_ready = v1::Host { inventory: Some(broken), name: "box2".into(), protocol: 1, stopping: 2, ..sample() };
         let gone = v1::Host { connected: false, name: "box3".into(), ..sample() };
         let expected = "\
-HOST      NAME  STATE         FREE SLOTS  FREE MEMORY  FREE DISK  ATTEMPTS  SEEN
-11111111  box1  ready         9 of 10     8.0 GiB      50 GiB     1         2s
-11111111  box2  not ready     9 of 10     8.0 GiB      50 GiB     1         2s
-11111111  box3  disconnected  9 of 10     8.0 GiB      50 GiB     1         2s
+HOST      NAME  STATE         FREE SLOTS  FREE MEMORY  FREE DISK  ATTEMPTS       VERSION             SEEN
+11111111  box1  ready         9 of 10     8.0 GiB      50 GiB     1 run          0.1.0               2s
+11111111  box2  not ready     9 of 10     8.0 GiB      50 GiB     1 run, 2 stop  0.1.0 (protocol 1)  2s
+11111111  box3  disconnected  9 of 10     8.0 GiB      50 GiB     1 run          0.1.0               2s
 ";
         assert_eq!(paint(&hosts(&[sample(), not_ready, gone], NOW), false), expected);
     }

@@ -49,6 +49,7 @@ fn environment(environment: &v1::Environment) -> String {
         ("image", environment.image.clone()),
         ("user", environment.user.clone()),
         ("platform", environment.platform.clone()),
+        ("pulled", environment.pull_policy.clone()),
         ("services", lines(services)),
         ("variables", variables(&environment.variables)),
         ("caches", lines(caches)),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use devfleet_shared::environment::{Recipe, ServiceSpec};
+use devfleet_shared::environment::{PullPolicy, Recipe, ServiceSpec};
 
 use super::{Shape, list, record, text};
 use crate::environment::{Alternative, Derivation, DerivationError, Dropped, ReportLine, Verdict, cache_kind};
@@ -26,6 +26,7 @@ pub fn derivation(derived: &Derivation, recipe: &Recipe) -> Shape {
         ("entrypoint", strings(environment.entrypoint.as_ref())),
         ("user", text(environment.user.as_deref().unwrap_or_default())),
         ("platform", text(environment.platform.as_deref().unwrap_or_default())),
+        ("pull_policy", text(environment.pull.map(PullPolicy::name).unwrap_or_default())),
         ("services", list(&environment.services, service)),
         ("variables", texts(&environment.variables)),
         ("caches", Shape::List(caches.collect())),
@@ -63,6 +64,7 @@ pub fn refusal(error: &DerivationError) -> Shape {
         ("entrypoint", Shape::Null),
         ("user", Shape::Null),
         ("platform", Shape::Null),
+        ("pull_policy", Shape::Null),
         ("services", none()),
         ("variables", Shape::Record(Vec::new())),
         ("caches", none()),

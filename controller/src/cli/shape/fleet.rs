@@ -4,12 +4,20 @@ use devfleet_proto::v1;
 
 use super::{Shape, list, moment, optional, record, text};
 
-/// Says whether a host takes work: connected, and nothing wrong with it.
-pub fn is_ready(host: &v1::Host) -> bool {
-    host.connected && host.inventory.as_ref().is_some_and(|inventory| inventory.problems.is_empty())
+/// Says whether operators let a host take new jobs. One from before such wishes does.
+pub fn is_open(host: &v1::Host) -> bool {
+    matches!(host.state.as_str(), "" | "active")
 }
 
-/// Shapes a host. `ready` is ours: connected, and nothing wrong with it.
+/// Says whether a host takes work: connected, open, not in quarantine, and nothing wrong with it.
+pub fn is_ready(host: &v1::Host) -> bool {
+    host.connected
+        && is_open(host)
+        && host.quarantine.is_empty()
+        && host.inventory.as_ref().is_some_and(|inventory| inventory.problems.is_empty())
+}
+
+/// Shapes a host. `ready` is ours, see [`is_ready`].
 pub fn host(host: &v1::Host) -> Shape {
     record([
         ("id", text(&host.id)),
@@ -22,6 +30,19 @@ pub fn host(host: &v1::Host) -> Shape {
         ("attempts", (&host.attempts).into()),
         ("certificate_ends", moment(host.certificate_ends_unix_ms)),
         ("labels", (&labels(host)).into()),
+        ("state", text(&host.state)),
+        ("state_by", text(&host.state_by)),
+        ("state_reason", text(&host.state_reason)),
+        ("state_since", moment(host.state_since_unix_ms)),
+        ("drain_deadline", moment(host.drain_deadline_unix_ms)),
+        ("drain_then", text(&host.drain_then)),
+        ("running", host.running.into()),
+        ("stopping", host.stopping.into()),
+        ("held", host.held.into()),
+        ("quarantine", text(&host.quarantine)),
+        ("quarantine_until", moment(host.quarantine_until_unix_ms)),
+        ("recent_failures", u64::from(host.recent_failures).into()),
+        ("protocol", u64::from(host.protocol).into()),
     ])
 }
 
@@ -44,6 +65,21 @@ fn inventory(inventory: &v1::HostInventory) -> Shape {
         ("caches", inventory.caches.into()),
         ("problems", (&inventory.problems).into()),
         ("holds", list(&inventory.holds, hold)),
+        ("runtimes", (&inventory.runtimes).into()),
+    ])
+}
+
+/// Shapes a controller.
+pub fn controller(controller: &v1::Controller) -> Shape {
+    record([
+        ("id", text(&controller.id)),
+        ("address", text(&controller.address)),
+        ("version", text(&controller.version)),
+        ("protocol", u64::from(controller.protocol).into()),
+        ("started", moment(controller.started_unix_ms)),
+        ("leads", controller.leads.into()),
+        ("leads_since", moment(controller.leads_since_unix_ms)),
+        ("term", controller.term.into()),
     ])
 }
 

@@ -206,6 +206,7 @@ fn environment(environment: &v1::Environment) -> Shape {
         ("entrypoint", optional(&environment.entrypoint, strings)),
         ("user", text(&environment.user)),
         ("platform", text(&environment.platform)),
+        ("pull_policy", text(&environment.pull_policy)),
         ("services", list(&environment.services, service)),
         ("variables", texts(&environment.variables)),
         ("caches", list(&environment.caches, cache)),
@@ -221,6 +222,8 @@ fn service(service: &v1::Service) -> Shape {
         ("aliases", (&service.aliases).into()),
         ("entrypoint", optional(&service.entrypoint, strings)),
         ("command", optional(&service.command, strings)),
+        ("platform", text(&service.platform)),
+        ("pull_policy", text(&service.pull_policy)),
         ("variables", texts(&service.variables)),
     ])
 }

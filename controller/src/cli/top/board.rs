@@ -6,7 +6,8 @@ use devfleet_proto::v1;
 use devfleet_shared::clock::Timestamp;
 
 use super::super::harmless::{harmless, one_line};
-use super::super::render::{age, bytes, short};
+use super::super::render::{age, bytes, short, standing};
+use super::super::shape::fleet::is_open;
 use super::super::shape::jobs::{phase_name, step_name};
 
 /// What the controller said last.
@@ -114,10 +115,10 @@ fn host_row(host: &v1::Host, now: Timestamp) -> Vec<Cell> {
     let (total, free) = (inventory.total.unwrap_or_default(), inventory.free.unwrap_or_default());
     let used = |total: u64, free: u64| total.saturating_sub(free);
     let part = |total: u64, free: u64| used(total, free).saturating_mul(100) / total.max(1);
-    let problems = match host.connected {
-        true => inventory.problems.join("; "),
-        false => "not connected".to_owned(),
-    };
+    let not_connected = if host.connected { String::new() } else { "not connected".to_owned() };
+    let wanted = if is_open(host) { String::new() } else { standing::wanted(host, now) };
+    let problems = [not_connected, wanted, standing::quarantine(host, now), inventory.problems.join("; ")];
+    let problems = problems.into_iter().filter(|problem| !problem.is_empty()).collect::<Vec<_>>().join("; ");
     let amount =
         |total: u64, free: u64| ranked(format!("{} of {}", bytes(used(total, free)), bytes(total)), part(total, free));
     vec![
@@ -126,7 +127,7 @@ fn host_row(host: &v1::Host, now: Timestamp) -> Vec<Cell> {
         ranked(format!("{} %", part(total.cpu_millis, free.cpu_millis)), part(total.cpu_millis, free.cpu_millis)),
         amount(total.memory_bytes, free.memory_bytes),
         amount(total.disk_bytes, free.disk_bytes),
-        ranked(host.attempts.len().to_string(), host.attempts.len() as u64),
+        ranked(standing::attempts(host), host.attempts.len() as u64),
         ranked(age(host.last_seen_unix_ms, now), now.0.saturating_sub(host.last_seen_unix_ms)),
         text(problems),
     ]

@@ -58,7 +58,7 @@ async fn until_serving(settings: &Settings, child: &mut Child, session: &Session
     loop {
         child.check()?;
         if let Ok(authority) = std::fs::read_to_string(&settings.authority_file)
-            && let Ok(channel) = connection::channel(&settings.url, &authority)
+            && let Ok(channel) = connection::channel(std::slice::from_ref(&settings.url), &authority)
         {
             let mut request = tonic::Request::new(HealthCheckRequest::default());
             request.set_timeout(Duration::from_secs(5));
@@ -126,7 +126,7 @@ fn bootstrap(settings: &Settings, authority: &str) -> Result<Option<Context>, Cl
 }
 
 fn context(settings: &Settings, authority: &str, token: Secret) -> Context {
-    Context { controller: settings.url.clone(), authority: authority.to_owned(), token }
+    Context { controllers: vec![settings.url.clone()], authority: authority.to_owned(), token }
 }
 
 /// Makes a join token if the host has no identity yet.

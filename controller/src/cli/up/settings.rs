@@ -231,8 +231,12 @@ fn ignored(args: &UpArgs, controller: &toml::Table, host: &toml::Table) -> Vec<S
 
 fn refuse_foreign_context(path: &Path, url: &str) -> Result<(), CliError> {
     match Context::load(path) {
-        Ok(context) if context.controller != url => Err(CliError::Local {
-            problem: format!("the context {} is for another controller, {}", path.display(), context.controller),
+        Ok(context) if !context.controllers.iter().any(|known| known == url) => Err(CliError::Local {
+            problem: format!(
+                "the context {} is for another controller, {}",
+                path.display(),
+                context.controllers.join(", ")
+            ),
             advice: "keep it, and give this one a place of its own: `devfleet --context-file FILE up`".into(),
         }),
         Ok(_) | Err(CliError::NoContext(_)) => Ok(()),

@@ -165,6 +165,7 @@ impl Lines<'_> {
                 entrypoint: service.entrypoint.clone(),
                 command: service.command.clone(),
                 variables: service.variables.clone(),
+                ..ServiceSpec::default()
             });
         }
         Ok((specs, self.line(written.span().start)))

@@ -74,15 +74,8 @@ async fn owned_job(store: &SharedStore, host: &HostId) {
         priority: 0,
     };
     let mut state = JobState::submitted(Timestamp(1));
-    state.attempts.push(AttemptRecord {
-        id: attempt.clone(),
-        host: host.clone(),
-        phase: Phase::Assigned,
-        branch: "devfleet/x".into(),
-        assigned: Timestamp(1),
-        ended: None,
-        held_until: None,
-    });
+    let assigned = AttemptRecord::assigned(attempt.clone(), host.clone(), "devfleet/x".into(), Timestamp(1));
+    state.attempts.push(assigned);
     let owner = Owner { host: host.clone(), attempt };
     let then = vec![
         put(key::spec(&id), &spec).expect("a record"),
@@ -103,7 +96,7 @@ async fn a_store_that_does_not_answer_ends_the_session_before_a_short_set_is_sen
         view: View::open(&store).await.expect("a view"),
         jobs: Jobs::new(store, clock.clone()),
         sessions: Arc::new(Sessions::new(clock)),
-        logs: JobLogs::new(directory.path().join("logs")),
+        logs: JobLogs::new(crate::files::Files::in_memory()),
         prover: Prover::new(mute.clone(), "c1".into(), Duration::from_secs(15)).1,
         timers: Timers::default(),
     };

@@ -79,6 +79,24 @@ pub async fn belong(store: &SharedStore, own: &Digest) -> Result<(), FleetError>
     }
 }
 
+/// Raises the number of the store's generation, which says that it was restored from a copy: from then on hosts do not
+/// follow a controller that works on what was before. Returns what stands then; `None`: there is no fleet in the store.
+pub async fn raise_generation(store: &SharedStore) -> Result<Option<Generation>, RecordError> {
+    let key = generation_key();
+    loop {
+        let Some(entry) = store.get(&key).await? else { return Ok(None) };
+        let standing: Generation = decode(&key, &entry.value)?;
+        let raised = Generation { number: standing.number + 1, ..standing };
+        let transaction = Transaction {
+            when: vec![Compare::Modified(key.clone(), entry.modified)],
+            then: vec![put(key.clone(), &raised)?],
+        };
+        if let Commit::Done(_) = store.commit(transaction).await? {
+            return Ok(Some(raised));
+        }
+    }
+}
+
 /// Says whether this controller is the one that makes the first operator token; of several that start at once, one is.
 pub async fn may_bootstrap(store: &SharedStore, own: &ControllerId) -> Result<bool, RecordError> {
     let key = bootstrap_key();

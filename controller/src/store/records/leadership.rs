@@ -1,5 +1,6 @@
 //! Who leads, and how often the lead has changed.
 
+use devfleet_shared::clock::Timestamp;
 use devfleet_shared::id::ControllerId;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,9 @@ pub struct LeaderRecord {
     /// Where other controllers reach it: `https://name:port`.
     #[serde(default)]
     pub address: String,
+    /// Since when.
+    #[serde(default)]
+    pub since: Timestamp,
 }
 
 /// How many terms there were.

@@ -11,6 +11,9 @@ pub struct Settings {
     /// How many jobs may run in the fleet at once.
     #[serde(default)]
     pub max_running: Option<usize>,
+    /// After how many jobs in a row that failed through its fault a host gets no new ones; 0: never.
+    #[serde(default)]
+    pub quarantine_after: Option<u32>,
     /// Who changed them.
     pub changed_by: String,
     /// When.

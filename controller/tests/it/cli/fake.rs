@@ -238,6 +238,37 @@ impl Fleet for Canned {
         self.asked("GetHost", &request)?;
         Ok(Response::new(host(&request.get_ref().host)))
     }
+    async fn cordon_host(&self, request: Request<v1::CordonHostRequest>) -> Answer<v1::Host> {
+        self.asked("CordonHost", &request)?;
+        let by = ("ann".to_owned(), request.get_ref().reason.clone());
+        Ok(Response::new(v1::Host { state: "cordoned".into(), state_by: by.0, state_reason: by.1, ..host("box1") }))
+    }
+    async fn drain_host(&self, request: Request<v1::DrainHostRequest>) -> Answer<v1::Host> {
+        self.asked("DrainHost", &request)?;
+        let then = request.get_ref().then.clone();
+        let state = ("draining".to_owned(), "ann".to_owned());
+        Ok(Response::new(v1::Host { state: state.0, state_by: state.1, drain_then: then, running: 2, ..host("box1") }))
+    }
+    async fn resume_host(&self, request: Request<v1::ResumeHostRequest>) -> Answer<v1::Host> {
+        self.asked("ResumeHost", &request)?;
+        Ok(Response::new(host(&request.get_ref().host)))
+    }
+    async fn label_host(&self, request: Request<v1::LabelHostRequest>) -> Answer<v1::Host> {
+        self.asked("LabelHost", &request)?;
+        Ok(Response::new(v1::Host { labels: request.into_inner().set, ..host("box1") }))
+    }
+    async fn remove_host(&self, request: Request<v1::RemoveHostRequest>) -> Answer<v1::RemoveHostResponse> {
+        self.asked("RemoveHost", &request)?;
+        Ok(Response::new(v1::RemoveHostResponse { host_id: "1111".into(), name: "box1".into(), jobs: 2 }))
+    }
+    async fn list_controllers(
+        &self,
+        request: Request<v1::ListControllersRequest>,
+    ) -> Answer<v1::ListControllersResponse> {
+        self.asked("ListControllers", &request)?;
+        let leads = v1::Controller { id: "c1".into(), leads: true, term: 3, ..v1::Controller::default() };
+        Ok(Response::new(v1::ListControllersResponse { controllers: vec![leads] }))
+    }
     async fn create_join_token(
         &self,
         request: Request<v1::CreateJoinTokenRequest>,
@@ -279,7 +310,13 @@ impl Fleet for Canned {
         self.asked("SetSettings", &request)?;
         let max_running = request.into_inner().max_running.unwrap_or(5);
         let changed_by = "ada".to_owned();
-        Ok(Response::new(v1::Settings { max_running, max_running_default: 5, changed_by, changed_unix_ms: 1_000 }))
+        Ok(Response::new(v1::Settings {
+            max_running,
+            max_running_default: 5,
+            changed_by,
+            changed_unix_ms: 1_000,
+            ..v1::Settings::default()
+        }))
     }
     async fn join(&self, _: Request<v1::JoinRequest>) -> Answer<v1::JoinResponse> {
         Err(Status::unimplemented("not for the CLI"))

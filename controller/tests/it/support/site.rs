@@ -265,6 +265,14 @@ impl Site {
         self.host = Some(Program::host(self.dir.path(), None));
     }
 
+    /// Ends the host daemon with SIGKILL, and starts it with a new join token.
+    pub(crate) async fn rejoin_host(&mut self) {
+        self.host.take().expect("it runs").kill();
+        let join = self.connection.fleet().create_join_token(v1::CreateJoinTokenRequest::default()).await;
+        let join = join.expect("a join token").into_inner().token;
+        self.host = Some(Program::host(self.dir.path(), Some(&join)));
+    }
+
     /// Waits until the one host is as wanted.
     pub(crate) async fn until_host(&self, what: &str, wanted: impl Fn(&v1::Host) -> bool) -> v1::Host {
         wait_async(what, async || {
@@ -397,7 +405,7 @@ fn remove_from_engine(host_id: &str) {
 
 fn connect(dir: &Path, address: &str, token: &str) -> Connection {
     let authority = std::fs::read_to_string(dir.join("controller/ca/authority.pem")).expect("the authority");
-    let context = Context { controller: format!("https://{address}"), authority, token: Secret::new(token) };
+    let context = Context { controllers: vec![format!("https://{address}")], authority, token: Secret::new(token) };
     Connection::new(&context).expect("a connection")
 }
 
