@@ -12,6 +12,7 @@ mod check;
 mod commands;
 mod compose;
 mod fallback;
+mod follow;
 mod gone;
 mod images;
 mod job;
@@ -40,7 +41,7 @@ pub use recipe::recipe;
 use crate::forge::CiConfig;
 
 /// The files of a repository that refine a derivation: version pins, lock files, and what says how it is built and tested.
-pub const REPOSITORY_FILES: [&str; 34] = [
+pub const REPOSITORY_FILES: [&str; 38] = [
     ".devcontainer.json",
     ".devcontainer/devcontainer.json",
     ".go-version",
@@ -53,16 +54,20 @@ pub const REPOSITORY_FILES: [&str; 34] = [
     ".tool-versions",
     "Cargo.lock",
     "Dockerfile",
+    "Gemfile",
     "Gemfile.lock",
     "Makefile",
     "Pipfile.lock",
+    "Taskfile.yml",
     "build.gradle",
     "build.gradle.kts",
     "composer.json",
     "composer.lock",
+    "global.json",
     "go.mod",
     "go.sum",
     "gradle/wrapper/gradle-wrapper.properties",
+    "justfile",
     "mix.lock",
     "package-lock.json",
     "package.json",
@@ -76,6 +81,9 @@ pub const REPOSITORY_FILES: [&str; 34] = [
     "uv.lock",
     "yarn.lock",
 ];
+
+/// How often [`followed`] is asked: a job's script, and what that starts.
+pub const FOLLOWED_LEVELS: usize = 2;
 
 /// What the derivation has to know beside the CI configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -276,6 +284,12 @@ pub enum DerivationError {
         /// Which part is missing.
         detail: String,
     },
+}
+
+/// Names the files of the repository that the jobs start and that [`Context::repository_files`] does not hold: scripts, and what
+/// goals are looked up in. What they start in turn is known when they have been read.
+pub fn followed(config: &CiConfig, files: &BTreeMap<String, String>) -> Vec<String> {
+    merged::read(config).map(|document| select::followed(&document, files)).unwrap_or_default()
 }
 
 /// Derives an environment from a project's CI configuration.

@@ -1,5 +1,6 @@
 //! `devfleet env derive`: the environment that a CI configuration stands for, without a controller.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -52,10 +53,7 @@ pub(super) async fn run(args: DeriveArgs, session: &Session) -> Result<Exit, Cli
         base_branch: args.branch.clone(),
         base_commit: String::new(),
         registry_prefix: args.registry_image.clone(),
-        repository_files: repo
-            .as_deref()
-            .map(|root| folder::texts(root, &environment::REPOSITORY_FILES))
-            .unwrap_or_default(),
+        repository_files: repo.as_deref().map(|root| files_of(root, &config)).unwrap_or_default(),
     };
     let derived = match environment::derive(&config, &context) {
         Ok(derived) => derived,
@@ -71,6 +69,16 @@ pub(super) async fn run(args: DeriveArgs, session: &Session) -> Result<Exit, Cli
         session.output.show(|| shape::derivation(&derived, &recipe), text)?;
     }
     Ok(if derived.verdict == environment::Verdict::Invalid { Exit::USAGE } else { Exit::OK })
+}
+
+/// What refines a derivation: the known files, and what the jobs start, two levels deep.
+fn files_of(root: &Path, config: &CiConfig) -> BTreeMap<String, String> {
+    let mut files = folder::texts(root, &environment::REPOSITORY_FILES);
+    for _ in 0..environment::FOLLOWED_LEVELS {
+        let wanted = environment::followed(config, &files);
+        files.extend(folder::texts(root, &wanted.iter().map(String::as_str).collect::<Vec<_>>()));
+    }
+    files
 }
 
 /// There is no environment: programs still get the whole shape, with what is wrong in it.

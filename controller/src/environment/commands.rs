@@ -1,9 +1,10 @@
 //! CI's lines, sorted: OS packages go into the image, the installation of dependencies into `setup`, the rest of the
 //! job's script into `verify`; what must not run is dropped with its reason. Order and shell meaning stay.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Dropped;
+use super::follow::Follower;
 use super::purpose::{self, Purpose};
 use super::shell::{self, Script, Unit};
 
@@ -13,12 +14,20 @@ pub(super) struct Sorted {
     pub(super) packages: Vec<String>,
     pub(super) setup: Vec<String>,
     pub(super) verify: Vec<String>,
+    /// Those lines of `setup` that another job lends.
+    pub(super) borrowed: Vec<String>,
+    /// Those lines of `setup` that make or fill a database.
+    pub(super) database: Vec<String>,
     pub(super) dropped: Vec<Dropped>,
     pub(super) notes: Vec<String>,
     /// Whether dependencies are installed anywhere.
     pub(super) installs: bool,
     /// The most telling thing that `verify` does.
     pub(super) checks: Option<Purpose>,
+    /// Every command, with those that scripts of the repository run.
+    pub(super) commands: Vec<Vec<String>>,
+    /// Where each kind of fact stands first: the number of an entry, those of `before_script` before those of `script`.
+    pub(super) first: BTreeMap<&'static str, usize>,
 }
 
 /// A line, or a block that must stay in one piece.
@@ -26,6 +35,10 @@ struct Piece {
     text: String,
     units: Vec<Unit>,
     plain: bool,
+    /// Whether it leaves something running, which ends with its container.
+    leaves_running: bool,
+    /// The number of its entry.
+    entry: usize,
     fate: Fate,
 }
 
@@ -39,67 +52,94 @@ enum Fate {
     Gone,
 }
 
-/// Sorts the lines of `before_script` and `script`.
-pub(super) fn sort(before: &[String], script: &[String]) -> Sorted {
+/// What earlier lines did that changes what later ones mean.
+#[derive(Default)]
+struct Seen {
+    /// A line added a place that packages come from.
+    foreign_packages: bool,
+    /// Another repository was cloned.
+    cloned: bool,
+    /// The shell stands in it.
+    in_clone: bool,
+}
+
+/// Sorts the lines of `before_script` and `script`. `files`: what is known of the repository.
+pub(super) fn sort(before: &[String], script: &[String], files: &BTreeMap<String, String>) -> Sorted {
     let mut sorted = Sorted::default();
-    let mut before = pieces(before);
-    let mut script = pieces(script);
-    let mut foreign_packages = false;
-    for piece in before.iter_mut().chain(script.iter_mut()) {
-        decide(piece, &mut foreign_packages, &mut sorted);
+    let mut follower = Follower::new(files);
+    let first = pieces(before, 0, &mut follower, Vec::new());
+    let mut script = pieces(script, before.len(), &mut follower, first);
+    let mut seen = Seen::default();
+    for piece in &mut script {
+        decide(piece, &mut seen, &mut sorted);
     }
-    let mut seen = BTreeSet::new();
-    sorted.packages.retain(|name| seen.insert(name.clone()));
-    let installs = |piece: &Piece| piece.fate == Fate::Keep && piece.purposes().contains(&Purpose::Dependencies);
-    sorted.installs = before.iter().chain(&script).any(installs);
-    let moved = dependency_prefix(&script);
-    let rest = script.split_off(moved);
-    let needs_lists =
-        before.iter().chain(&script).chain(&rest).any(|piece| piece.fate == Fate::Keep && piece.installs());
+    let mut names = BTreeSet::new();
+    sorted.packages.retain(|name| names.insert(name.clone()));
+    let keeps = |piece: &Piece, purpose: Purpose| piece.fate == Fate::Keep && piece.purposes().contains(&purpose);
+    sorted.installs = script.iter().any(|piece| keeps(piece, Purpose::Dependencies));
+    for unit in script.iter().filter(|piece| piece.fate != Fate::Gone).flat_map(|piece| &piece.units) {
+        sorted.commands.extend(unit.commands.iter().chain(unit.inner.iter().flat_map(|unit| &unit.commands)).cloned());
+    }
+    let needs_lists = script.iter().any(|piece| piece.fate == Fate::Keep && piece.installs());
+    let (before, script): (Vec<Piece>, Vec<Piece>) = script.into_iter().partition(|piece| piece.entry < before.len());
+    let (early, rest) = early(script);
+    // A database in the box itself lives as long as its container.
+    let local = before.iter().chain(&early).any(Piece::starts_daemon);
     let stays = |piece: &&Piece| piece.fate == Fate::Keep || (needs_lists && piece.fate == Fate::Refresh);
-    for piece in before.iter().chain(&script).filter(stays) {
+    for piece in before.iter().chain(&early).filter(stays) {
+        sorted.first.entry("setup").or_insert(piece.entry);
         sorted.setup.push(piece.text.clone());
+        if keeps(piece, Purpose::Database) {
+            sorted.first.entry("database").or_insert(piece.entry);
+            sorted.database.push(piece.text.clone());
+        }
         // `setup` and `verify` run in two shells: what changes the shell itself has to happen in both.
-        sorted.verify.extend(piece.state());
+        sorted.verify.extend(piece.state(local));
     }
     let rest: Vec<&Piece> = rest.iter().filter(stays).collect();
     sorted.checks = rest.iter().map(|piece| piece.purpose()).max();
     if rest.is_empty() {
         sorted.verify.clear();
     }
+    sorted.first.extend(rest.first().map(|piece| ("verify", piece.entry)));
     sorted.verify.extend(rest.iter().map(|piece| piece.text.clone()));
     sorted
 }
 
 /// Cuts blocks of several lines into lines where that changes nothing; leaves out comments.
-fn pieces(entries: &[String]) -> Vec<Piece> {
-    let mut pieces = Vec::new();
-    for entry in entries {
-        let Script { units, plain } = shell::split(entry);
+fn pieces(entries: &[String], first: usize, follower: &mut Follower<'_>, mut pieces: Vec<Piece>) -> Vec<Piece> {
+    for (entry, text) in entries.iter().enumerate().map(|(number, text)| (first + number, text)) {
+        let Script { units, plain, leaves_running } = follower.split(text);
         if !plain {
-            pieces.push(Piece { text: entry.trim_end().to_owned(), units, plain, fate: Fate::Keep });
+            let text = text.trim_end().to_owned();
+            pieces.push(Piece { text, units, plain, leaves_running, entry, fate: Fate::Keep });
             continue;
         }
         let mut line: Vec<Unit> = Vec::new();
         for unit in units {
+            // The preparation of a database is told apart from the tests behind it.
+            let is_database = |unit: &Unit| purpose::of_unit(unit) == Purpose::Database;
+            if purpose::of_unit(&unit) >= Purpose::Lint && !line.is_empty() && line.iter().all(is_database) {
+                pieces.extend(Piece::of_line(std::mem::take(&mut line), entry));
+            }
             let ends = unit.ends_line;
             line.push(unit);
             if ends {
-                pieces.extend(Piece::of_line(std::mem::take(&mut line)));
+                pieces.extend(Piece::of_line(std::mem::take(&mut line), entry));
             }
         }
-        pieces.extend(Piece::of_line(line));
+        pieces.extend(Piece::of_line(line, entry));
     }
     pieces
 }
 
 impl Piece {
-    fn of_line(units: Vec<Unit>) -> Option<Piece> {
+    fn of_line(units: Vec<Unit>, entry: usize) -> Option<Piece> {
         if units.iter().all(|unit| unit.commands.is_empty()) {
             return None;
         }
         let text = shell::join(&units.iter().collect::<Vec<_>>());
-        Some(Piece { text, units, plain: true, fate: Fate::Keep })
+        Some(Piece { text, units, plain: true, leaves_running: false, entry, fate: Fate::Keep })
     }
 
     fn purposes(&self) -> Vec<Purpose> {
@@ -114,27 +154,76 @@ impl Piece {
         self.purposes().contains(&Purpose::Packages)
     }
 
-    /// The part that changes the shell itself.
-    fn state(&self) -> Option<String> {
-        let states: Vec<&Unit> = self.units.iter().filter(|unit| purpose::of_unit(unit) == Purpose::State).collect();
+    /// Whether it starts something that has to run while the tests do.
+    fn starts_daemon(&self) -> bool {
+        let word =
+            |words: &Vec<String>| shell::program(words).first().is_some_and(|name| DAEMONS.contains(&name.as_str()));
+        let starts = |unit: &Unit| purpose::of_unit(unit) == Purpose::State && unit.commands.iter().any(word);
+        self.fate == Fate::Keep && (self.leaves_running || self.units.iter().any(starts))
+    }
+
+    /// The part that changes the shell itself, and what a daemon in the box needs.
+    fn state(&self, local: bool) -> Option<String> {
+        let repeats = |unit: &&Unit| match purpose::of_unit(unit) {
+            Purpose::State => true,
+            Purpose::Database => local,
+            _ => false,
+        };
+        let states: Vec<&Unit> = self.units.iter().filter(repeats).collect();
         match (states.is_empty(), self.plain) {
-            (true, _) => None,
+            (true, _) => self.leaves_running.then(|| self.text.clone()),
             (false, true) => Some(shell::join(&states)),
             (false, false) => Some(self.text.clone()),
         }
     }
 }
 
-/// Decides what becomes of one piece. `foreign_packages`: an earlier line added a place that packages come from.
-fn decide(piece: &mut Piece, foreign_packages: &mut bool, sorted: &mut Sorted) {
-    let banned = |unit: &Unit| match purpose::of_unit(unit) {
+/// Programs that start daemons.
+const DAEMONS: [&str; 13] = [
+    "service",
+    "invoke-rc.d",
+    "systemctl",
+    "rc-service",
+    "pg_ctlcluster",
+    "pg_ctl",
+    "postgresql",
+    "mysql",
+    "mariadb",
+    "redis-server",
+    "rabbitmq-server",
+    "xvfb",
+    "dbus",
+];
+
+/// Says why a unit must not run, and keeps in mind where the shell stands.
+fn banned(unit: &Unit, seen: &mut Seen) -> Option<&'static str> {
+    for words in &unit.commands {
+        let word = |at: usize| words.get(at).map(String::as_str).unwrap_or_default();
+        match (word(0), word(1)) {
+            ("git", "clone") => seen.cloned = true,
+            ("cd" | "pushd", to) => {
+                seen.in_clone = seen.cloned && !to.starts_with("..") && !to.contains("CI_PROJECT_DIR")
+            }
+            ("popd", _) => seen.in_clone = false,
+            _ => {}
+        }
+    }
+    match purpose::of_unit(unit) {
+        // In another repository that the job cloned, git changes nothing of the project.
+        Purpose::Forbidden(purpose::Ban::GitRemote) if seen.in_clone && !unit.text.contains("push") => None,
         Purpose::Forbidden(ban) => Some(ban.reason()),
         _ => None,
-    };
+    }
+}
+
+/// Decides what becomes of one piece.
+fn decide(piece: &mut Piece, seen: &mut Seen, sorted: &mut Sorted) {
+    let reasons: Vec<Option<&'static str>> = piece.units.iter().map(|unit| banned(unit, seen)).collect();
+    let known = sorted.dropped.len();
     if piece.plain {
-        drop_units(piece, banned, sorted);
+        drop_units(piece, reasons, sorted);
         send_nothing(piece, sorted);
-    } else if let Some(reason) = piece.units.iter().find_map(banned) {
+    } else if let Some(reason) = reasons.into_iter().flatten().next() {
         let worth = piece.purposes().into_iter().filter(|purpose| !matches!(purpose, Purpose::Forbidden(_))).max();
         if worth.is_none_or(|purpose| purpose < Purpose::Dependencies) {
             sorted.dropped.push(Dropped { line: piece.text.clone(), reason: reason.to_owned() });
@@ -146,22 +235,27 @@ fn decide(piece: &mut Piece, foreign_packages: &mut bool, sorted: &mut Sorted) {
                 .push(format!("the block that starts with `{first}` stays whole, although a part of it {reason}"));
         }
     }
+    if sorted.dropped.len() > known {
+        sorted.first.entry("dropped").or_insert(piece.entry);
+    }
     if piece.fate == Fate::Gone {
         return;
     }
     let purposes = piece.purposes();
-    *foreign_packages |= purposes.contains(&Purpose::PackageSource);
+    seen.foreign_packages |= purposes.contains(&Purpose::PackageSource);
     if purposes.iter().all(|purpose| *purpose == Purpose::PackageLists) {
         piece.fate = Fate::Refresh;
     } else if piece.installs() {
         let only_packages = purposes.iter().all(|purpose| matches!(purpose, Purpose::PackageLists | Purpose::Packages));
-        let names = if piece.plain && only_packages && !*foreign_packages { package_names(&piece.units) } else { None };
+        let names =
+            if piece.plain && only_packages && !seen.foreign_packages { package_names(&piece.units) } else { None };
         match names {
             Some(names) => {
+                sorted.first.entry("packages").or_insert(piece.entry);
                 sorted.packages.extend(names);
                 piece.fate = Fate::Baked;
             }
-            None => sorted.notes.push(unbaked(piece, only_packages, *foreign_packages)),
+            None => sorted.notes.push(unbaked(piece, only_packages, seen.foreign_packages)),
         }
     }
 }
@@ -182,10 +276,9 @@ fn is_condition(unit: &Unit) -> bool {
 }
 
 /// Takes forbidden units out of a plain line.
-fn drop_units(piece: &mut Piece, banned: impl Fn(&Unit) -> Option<&'static str>, sorted: &mut Sorted) {
+fn drop_units(piece: &mut Piece, mut reasons: Vec<Option<&'static str>>, sorted: &mut Sorted) {
     let mut kept = Vec::new();
     let units = std::mem::take(&mut piece.units);
-    let mut reasons: Vec<Option<&'static str>> = units.iter().map(banned).collect();
     // A condition goes with what it guards: `[ -f x ] && ssh-add`.
     for at in (1..units.len()).rev() {
         let guards = units[at - 1].joint == "&&" && is_condition(&units[at - 1]);
@@ -235,16 +328,48 @@ fn send_nothing(piece: &mut Piece, sorted: &mut Sorted) {
     piece.text = shell::join(&piece.units.iter().collect::<Vec<_>>());
 }
 
-/// How many pieces at the front of the script do nothing but install dependencies.
-fn dependency_prefix(script: &[Piece]) -> usize {
-    let prepares = |piece: &&Piece| {
-        let allowed = |purpose: &Purpose| *purpose <= Purpose::Dependencies && *purpose != Purpose::Other;
-        piece.fate != Fate::Keep || piece.purposes().iter().all(allowed)
-    };
+/// Takes out of a script what comes before everything else: the installation of dependencies at its front, and the
+/// preparation of a database, as long as nothing stands before it that it could need.
+fn early(script: Vec<Piece>) -> (Vec<Piece>, Vec<Piece>) {
+    let gone = |piece: &Piece| piece.fate != Fate::Keep;
+    let prepares = |piece: &&Piece| gone(piece) || piece.units.iter().all(prepares);
     let run = script.iter().take_while(prepares).count();
-    let installs = |piece: &Piece| piece.fate == Fate::Keep && piece.purposes().contains(&Purpose::Dependencies);
+    let installs = |piece: &Piece| {
+        !gone(piece)
+            && piece.purposes().iter().any(|purpose| matches!(purpose, Purpose::Dependencies | Purpose::Database))
+    };
     let moved = script.iter().take(run).rposition(installs).map_or(0, |last| last + 1);
-    if script.iter().skip(moved).any(|piece| piece.fate == Fate::Keep) { moved } else { 0 }
+    let mut clear = true;
+    let (mut early, mut rest) = (Vec::new(), Vec::new());
+    for (number, piece) in script.into_iter().enumerate() {
+        let database = piece.plain && piece.purposes().iter().all(|purpose| *purpose == Purpose::Database);
+        if number < moved || (clear && database && !gone(&piece)) {
+            early.push(piece);
+        } else {
+            clear &= gone(&piece) || matches!(piece.purpose(), Purpose::Trivial | Purpose::Lint);
+            rest.push(piece);
+        }
+    }
+    if rest.iter().any(|piece| !gone(piece)) {
+        (early, rest)
+    } else {
+        {
+            early.append(&mut rest);
+            (Vec::new(), early)
+        }
+    }
+}
+
+/// Whether a command only prepares: installs, makes a database, or puts files in place for that.
+fn prepares(unit: &Unit) -> bool {
+    let places = |words: &Vec<String>| {
+        let name = shell::program(words).into_iter().next().unwrap_or_default();
+        matches!(name.as_str(), "cp" | "mv" | "mkdir" | "touch" | "sed" | "chmod" | "ln" | "envsubst" | "echo" | "cat")
+    };
+    match purpose::of_unit(unit) {
+        Purpose::Other => unit.inner.is_empty() && unit.commands.iter().all(places),
+        purpose => purpose <= Purpose::Database,
+    }
 }
 
 /// The packages that units install, if their names stand there.
@@ -311,7 +436,7 @@ mod tests {
     const NONE: &[&str] = &[];
 
     fn check(case: &Case) {
-        let sorted = sort(&texts(case.before), &texts(case.script));
+        let sorted = sort(&texts(case.before), &texts(case.script), &BTreeMap::new());
         let context = format!("{:?} {:?}", case.before, case.script);
         assert_eq!(sorted.packages, case.packages, "packages of {context}");
         assert_eq!(sorted.setup, case.setup, "setup of {context}");
@@ -474,6 +599,80 @@ mod tests {
     }
 
     #[test]
+    fn databases_are_prepared_at_the_start_wherever_the_script_does_it() {
+        let cases = [
+            Case {
+                before: &["bundle install"],
+                script: &["bundle exec rubocop", "bin/rails db:create db:schema:load && bundle exec rspec"],
+                packages: NONE,
+                setup: &["bundle install", "bin/rails db:create db:schema:load"],
+                verify: &["bundle exec rubocop", "bundle exec rspec"],
+                dropped: NONE,
+            },
+            Case {
+                before: NONE,
+                script: &["cp a.yml b.yml", "python manage.py migrate", "python manage.py test"],
+                packages: NONE,
+                setup: &["cp a.yml b.yml", "python manage.py migrate"],
+                verify: &["python manage.py test"],
+                dropped: NONE,
+            },
+            // What comes before may be what the preparation needs.
+            Case {
+                before: NONE,
+                script: &["make build", "php artisan migrate", "php artisan test"],
+                packages: NONE,
+                setup: NONE,
+                verify: &["make build", "php artisan migrate", "php artisan test"],
+                dropped: NONE,
+            },
+            // A daemon, and the database in it, end with their container.
+            Case {
+                before: &["service postgresql start", "psql -c 'create database x'", "pip install ."],
+                script: &["pytest"],
+                packages: NONE,
+                setup: &["service postgresql start", "psql -c 'create database x'", "pip install ."],
+                verify: &["service postgresql start", "psql -c 'create database x'", "pytest"],
+                dropped: NONE,
+            },
+            Case {
+                before: &["Xvfb :99 &", "npm ci"],
+                script: &["npm test"],
+                packages: NONE,
+                setup: &["Xvfb :99 &", "npm ci"],
+                verify: &["Xvfb :99 &", "npm test"],
+                dropped: NONE,
+            },
+        ];
+        cases.iter().for_each(check);
+        let lines = texts(&["rails db:create", "rspec"]);
+        let sorted = sort(&[], &lines, &BTreeMap::new());
+        assert_eq!((sorted.database, sorted.first.get("verify")), (vec!["rails db:create".to_owned()], Some(&1)));
+    }
+
+    #[test]
+    fn git_may_do_in_a_clone_what_it_may_not_in_the_project() {
+        let cases = [Case {
+            before: NONE,
+            script: &[
+                "git clone https://x/y.git y",
+                "git checkout main",
+                "cd y",
+                "git checkout v1",
+                "git push",
+                "cd ..",
+                "git fetch",
+                "make",
+            ],
+            packages: NONE,
+            setup: NONE,
+            verify: &["git clone https://x/y.git y", "cd y", "git checkout v1", "cd ..", "make"],
+            dropped: &["git checkout main", "git push", "git fetch"],
+        }];
+        cases.iter().for_each(check);
+    }
+
+    #[test]
     fn dependency_installation_at_the_front_of_the_script_is_setup() {
         let cases = [
             Case {
@@ -488,16 +687,24 @@ mod tests {
                 before: NONE,
                 script: &["cp a b", "npm install", "npm test"],
                 packages: NONE,
+                setup: &["cp a b", "npm install"],
+                verify: &["npm test"],
+                dropped: NONE,
+            },
+            Case {
+                before: NONE,
+                script: &["run-it", "npm install", "npm test"],
+                packages: NONE,
                 setup: NONE,
-                verify: &["cp a b", "npm install", "npm test"],
+                verify: &["run-it", "npm install", "npm test"],
                 dropped: NONE,
             },
             Case {
                 before: NONE,
                 script: &["apt-get update && apt-get install -y ffmpeg", "mix deps.get", "mix ecto.create", "mix test"],
                 packages: &["ffmpeg"],
-                setup: &["mix deps.get"],
-                verify: &["mix ecto.create", "mix test"],
+                setup: &["mix deps.get", "mix ecto.create"],
+                verify: &["mix test"],
                 dropped: NONE,
             },
             Case { before: NONE, script: &["npm ci"], packages: NONE, setup: NONE, verify: &["npm ci"], dropped: NONE },

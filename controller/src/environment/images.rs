@@ -78,7 +78,23 @@ impl ImageName {
 
     /// The numbers at the front of the tag's version: `[3, 11]` for `3.11-slim` and for `php-3.11`. Unstable ones have none.
     pub(super) fn version(&self) -> Vec<u64> {
-        version(self.tag.as_deref().unwrap_or_default())
+        let tag = self.tag.as_deref().unwrap_or_default();
+        let named = CODENAMES
+            .iter()
+            .find(|(name, _)| tag == *name || tag.strip_prefix(name).is_some_and(|rest| rest.starts_with('-')));
+        match named {
+            Some((_, numbers)) if self.is_bare() => numbers.to_vec(),
+            _ => version(tag),
+        }
+    }
+
+    /// Whether it is made for another machine than hosts are: `i386/ubuntu`, `arm64v8/alpine`.
+    pub(super) fn is_foreign(&self) -> bool {
+        let path = self.repository.split('/').rev().nth(1).unwrap_or_default();
+        matches!(
+            path,
+            "i386" | "arm32v5" | "arm32v6" | "arm32v7" | "arm64v8" | "mips64le" | "ppc64le" | "riscv64" | "s390x"
+        )
     }
 
     /// The language that the image is for, if its name says so.
@@ -197,7 +213,34 @@ const DOCUMENTS: [&str; 12] = [
     "docusaurus",
 ];
 
-const LANGUAGES: [(&str, &[&str]); 21] = [
+/// Releases of Debian and Ubuntu by name: the tags of their images are names, and names have no order.
+const CODENAMES: [(&str, &[u64]); 22] = [
+    ("squeeze", &[6]),
+    ("wheezy", &[7]),
+    ("jessie", &[8]),
+    ("stretch", &[9]),
+    ("buster", &[10]),
+    ("bullseye", &[11]),
+    ("bookworm", &[12]),
+    ("trixie", &[13]),
+    ("precise", &[12, 4]),
+    ("trusty", &[14, 4]),
+    ("xenial", &[16, 4]),
+    ("artful", &[17, 10]),
+    ("bionic", &[18, 4]),
+    ("cosmic", &[18, 10]),
+    ("disco", &[19, 4]),
+    ("eoan", &[19, 10]),
+    ("focal", &[20, 4]),
+    ("groovy", &[20, 10]),
+    ("hirsute", &[21, 4]),
+    ("impish", &[21, 10]),
+    ("jammy", &[22, 4]),
+    ("noble", &[24, 4]),
+];
+
+const LANGUAGES: [(&str, &[&str]); 22] = [
+    ("ocaml", &["ocaml", "opam"]),
     ("scala", &["sbt", "scala"]),
     ("clojure", &["clojure", "lein", "leiningen"]),
     (
@@ -466,7 +509,9 @@ mod tests {
 
     #[test]
     fn versions_and_languages_are_read_from_names() {
-        let table: [(&str, &[u64], Option<&str>); 8] = [
+        let table: [(&str, &[u64], Option<&str>); 10] = [
+            ("debian:bullseye-slim", &[11], None),
+            ("ruby:3.2-bullseye", &[3, 2], Some("ruby")),
             ("python:3.11-slim", &[3, 11], Some("python")),
             ("tikiwiki/tikimanager-ci:php-8.4-qa", &[8, 4], None),
             ("eclipse-temurin:25.0.1_8-jdk", &[25, 0, 1], Some("java")),

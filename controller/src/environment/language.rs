@@ -3,7 +3,7 @@
 use super::images::{self, ImageName};
 
 /// Programs that belong to one language.
-const TOOLS: [(&str, &[&str]); 20] = [
+const TOOLS: [(&str, &[&str]); 22] = [
     (
         "python",
         &[
@@ -121,7 +121,25 @@ const TOOLS: [(&str, &[&str]); 20] = [
     ("erlang", &["rebar3", "erlc"]),
     ("dotnet", &["dotnet", "nuget", "msbuild"]),
     ("haskell", &["stack", "cabal", "ghc"]),
-    ("c", &["cmake", "ctest", "gcc", "g++", "clang", "meson", "ninja", "autoreconf", "configure", "qmake", "scons"]),
+    (
+        "c",
+        &[
+            "cmake",
+            "ctest",
+            "gcc",
+            "g++",
+            "clang",
+            "meson",
+            "ninja",
+            "autoreconf",
+            "autogen.sh",
+            "configure",
+            "qmake",
+            "scons",
+        ],
+    ),
+    ("ocaml", &["opam", "dune", "ocaml", "ocamlfind", "ocamlbuild", "esy"]),
+    ("purescript", &["pulp", "spago", "purs"]),
     ("swift", &["swift"]),
     ("dart", &["dart", "flutter", "pub"]),
     ("julia", &["julia"]),
@@ -178,6 +196,12 @@ pub(super) fn version_in(image: &ImageName, language: &str) -> Option<String> {
     if matches!(language, "scala" | "clojure" | "android") {
         return None;
     }
+    // In the tag of any other image a number is the language's only behind its name: `php-8.4`.
+    if image.language() != Some(language) || image.base().contains("stack") {
+        return tag
+            .split_once(language)
+            .and_then(|(_, rest)| leading_version(rest.trim_start_matches(['-', '_', ':'])));
+    }
     if language == "java" && image.base() != "java" {
         let parts = ["jdk-", "jdk", "temurin-", "openjdk-", "java-", "java", "jre-", "corretto-", "zulu-"];
         let after = parts.iter().filter_map(|part| tag.split_once(part).and_then(|(_, rest)| leading_version(rest)));
@@ -214,6 +238,7 @@ pub(super) fn official(language: &str, version: Option<&str>, tool: &str) -> Opt
         "r" => tagged("r-base"),
         "crystal" => tagged("crystallang/crystal"),
         "dotnet" => format!("mcr.microsoft.com/dotnet/sdk:{}", version.unwrap_or("8.0")),
+        "ocaml" => "ocaml/opam:latest".to_owned(),
         "scala" => "sbtscala/scala-sbt:eclipse-temurin-17.0.15_6_1.11.4_3.7.2".to_owned(),
         _ => return None,
     };
@@ -236,6 +261,8 @@ mod tests {
             ("maven:latest", "java", None),
             ("python:3.11-slim", "python", Some("3.11")),
             ("rust:slim", "rust", None),
+            ("fpco/stack-build:lts-14.7", "haskell", None),
+            ("registry.example.com/a/fedora/42:x86_64-2025", "c", None),
             ("tikiwiki/tikimanager-ci:php-8.4-qa", "php", Some("8.4")),
         ];
         for (text, language, expected) in table {

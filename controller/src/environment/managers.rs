@@ -164,19 +164,20 @@ const MANAGERS: [Manager; 20] = [
     },
 ];
 
-/// Finds the caches of the managers that the commands run. `locks` of the repository are told apart by `files`, if known.
+/// Finds the caches of the managers that the lines run, and the commands of scripts behind them. `locks` of the repository are told apart by `files`, if known.
 pub(super) fn caches(
     lines: &[&[String]],
+    commands: &[Vec<String>],
     variables: &BTreeMap<String, String>,
     files: &BTreeMap<String, String>,
     user: Option<&str>,
 ) -> Vec<CacheSpec> {
     let text = lines.iter().flat_map(|lines| lines.iter()).map(String::as_str).collect::<Vec<_>>().join("\n");
     let units = shell::split(&text).units;
-    let commands: Vec<Vec<String>> = units.iter().flat_map(|unit| unit.commands.iter().cloned()).collect();
+    let commands: Vec<&Vec<String>> = units.iter().flat_map(|unit| &unit.commands).chain(commands).collect();
     let runs = |manager: &Manager| {
         let named = |word: &String| manager.programs.contains(&shell::base_name(word));
-        let started = |command: &Vec<String>| shell::program(command).first().is_some_and(named);
+        let started = |command: &[String]| shell::program(command).first().is_some_and(named);
         commands.iter().any(|command| started(command) || command.iter().take(3).any(named))
     };
     let rooted = user.is_none_or(|user| matches!(user.split(':').next(), Some("root" | "0")));
@@ -247,7 +248,7 @@ mod tests {
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect::<BTreeMap<_, _>>();
             let lines = [line.to_owned()];
-            let found = caches(&[lines.as_slice()], &variables, &BTreeMap::new(), user);
+            let found = caches(&[lines.as_slice()], &[], &variables, &BTreeMap::new(), user);
             let paths: Vec<&str> = found.iter().map(|cache| cache.path.as_str()).collect();
             assert_eq!(paths, expected, "{line}");
         }
@@ -257,7 +258,7 @@ mod tests {
     fn the_lock_files_of_the_repository_key_the_cache() {
         let files = BTreeMap::from([("uv.lock".to_owned(), String::new())]);
         let lines = ["uv sync".to_owned(), "go test".to_owned()];
-        let found = caches(&[lines.as_slice()], &BTreeMap::new(), &files, None);
+        let found = caches(&[lines.as_slice()], &[], &BTreeMap::new(), &files, None);
         let locks: Vec<&[String]> = found.iter().map(|cache| cache.lock_files.as_slice()).collect();
         assert_eq!(locks, [&["uv.lock".to_owned()][..], &[][..]]);
     }

@@ -63,8 +63,30 @@ impl Ban {
     }
 }
 
-/// Judges one unit: the most telling of its commands.
+/// Judges one unit: the most telling of its commands, and of what they start in the repository.
 pub(super) fn of_unit(unit: &shell::Unit) -> Purpose {
+    let own = on_its_face(unit);
+    if unit.inner.is_empty() || matches!(own, Purpose::Forbidden(_)) {
+        return own;
+    }
+    let inner: Vec<Purpose> = unit.inner.iter().map(on_its_face).collect();
+    // Git's settings, versions and uploads at the end of a script do not make a script of tests useless.
+    let needs = |purpose: &Purpose| matches!(purpose, Purpose::Forbidden(Ban::Docker | Ban::Deploy | Ban::Ssh));
+    let does = inner.iter().copied().filter(|purpose| !matches!(purpose, Purpose::Forbidden(_))).max();
+    match (does.unwrap_or(Purpose::Trivial), inner.iter().copied().find(needs)) {
+        (does, Some(ban)) if does < Purpose::EndToEnd => ban,
+        // It is called like a test, and what it runs is not known: the name stands.
+        (Purpose::Other | Purpose::State | Purpose::Build | Purpose::Dependencies | Purpose::Database, None)
+            if own >= Purpose::EndToEnd =>
+        {
+            own
+        }
+        (Purpose::Other | Purpose::State, None) => own,
+        (does, _) => does,
+    }
+}
+
+fn on_its_face(unit: &shell::Unit) -> Purpose {
     if touches_ssh(&unit.text) {
         return Purpose::Forbidden(Ban::Ssh);
     }
@@ -154,8 +176,22 @@ fn in_test_folder(words: &[String]) -> bool {
     script && folder.split('/').any(|part| matches!(part, "test" | "tests" | "spec" | "specs" | "t"))
 }
 
-fn shell_words(name: &str, _first: &str, args: &[&str]) -> Option<Purpose> {
+fn shell_words(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
     match name {
+        // A daemon lives as long as its container: it has to be started in each.
+        "service" | "invoke-rc.d" if args.iter().any(|word| matches!(*word, "start" | "restart")) => {
+            Some(Purpose::State)
+        }
+        "systemctl" | "rc-service" | "pg_ctlcluster" | "pg_ctl"
+            if args.iter().any(|word| matches!(*word, "start" | "restart")) =>
+        {
+            Some(Purpose::State)
+        }
+        "postgresql" | "mysql" | "mariadb" | "redis-server" | "rabbitmq-server" | "xvfb" | "dbus"
+            if first == "start" =>
+        {
+            Some(Purpose::State)
+        }
         "cd" | "export" | "source" | "." | "set" | "unset" | "alias" | "pushd" | "popd" | "shopt" | "ulimit"
         | "umask" | "eval" | "nvm" | "rvm" | "asdf" | "deactivate" => Some(Purpose::State),
         "conda" if args.contains(&"activate") => Some(Purpose::State),
@@ -175,7 +211,9 @@ fn packages(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         ("apt-get" | "apt" | "dnf" | "yum" | "microdnf", "install") | ("apk", "add") => Some(Purpose::Packages),
         ("apt-key" | "add-apt-repository" | "yum-config-manager" | "rpm", _) => Some(Purpose::PackageSource),
         ("dpkg", _) if args.contains(&"--add-architecture") => Some(Purpose::PackageSource),
-        ("dpkg", _) => Some(Purpose::Dependencies),
+        ("dpkg" | "pacman" | "zypper" | "emerge" | "brew" | "choco" | "pkg" | "xbps-install" | "nix-env", _) => {
+            Some(Purpose::Dependencies)
+        }
         ("rm", _) if args.iter().any(|word| word.contains("/var/lib/apt/lists")) => Some(Purpose::PackageLists),
         ("tee" | "sed" | "cp" | "mv", _)
             if args
@@ -345,9 +383,9 @@ fn checks(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         | "javac" | "configure" | "qmake" | "hugo" | "jekyll" | "mkdocs" | "sphinx-build" | "sphinx" | "latexmk"
         | "pdflatex" | "pyinstaller" | "autoreconf" | "build" | "grunt" | "gulp" | "catkin" | "colcon"
         | "catkin_make" | "pio" | "platformio" | "godot" | "arduino-cli" | "west" | "idf.py" | "xelatex"
-        | "lualatex" | "arara" | "pandoc" | "nix-build" | "nix" | "bazelisk" | "buck" | "waf" | "b2"
-        | "electron-builder" | "parcel" | "esbuild" | "antora" | "zola" | "eleventy" | "docusaurus" | "typedoc"
-        | "doxygen" | "asciidoctor" | "bookdown" | "mdbook" | "hexo" | "vuepress" | "gitbook" | "nanoc"
+        | "lualatex" | "arara" | "pandoc" | "nix-build" | "nix" | "bazelisk" | "buck" | "waf" | "b2" | "pulp"
+        | "spago" | "electron-builder" | "parcel" | "esbuild" | "antora" | "zola" | "eleventy" | "docusaurus"
+        | "typedoc" | "doxygen" | "asciidoctor" | "bookdown" | "mdbook" | "hexo" | "vuepress" | "gitbook" | "nanoc"
         | "middleman" | "pelican" => true,
         "ninja" => true,
         "ng" | "nx" | "flutter" | "forge" | "crystal" | "zig" => first == "build",

@@ -30,38 +30,37 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
     let services = services::of_job(&job, &mut variables, &values)?;
     let mut caches = caches::of_job(&job, &mut variables)?;
     let (before, script) = (job.lines("before_script"), job.lines("script"));
-    let mut sorted = commands::sort(&texts(&before), &texts(&script));
+    let mut sorted = commands::sort(&texts(&before), &texts(&script), &context.repository_files);
     let mut notes = document.notes.clone();
-    notes.extend(borrow_setup(&choice, &mut sorted));
+    notes.extend(borrow_setup(&choice, &mut sorted, context));
     notes.extend(about_builders(&choice));
     let user = option(choice.written.user.as_deref(), "user", &mut variables, &mut notes)?;
     let pull = job::pull_policy(&choice.written, &mut notes);
     let platform = option(choice.written.platform.as_deref(), "platform", &mut variables, &mut notes)?;
 
     let mut report = Report { document, lines: Vec::new() };
-    report.choice(&choice);
-    report.services(&services, &job);
-    report.variables(&job, &values);
-    report.caches(&caches);
+    report.facts(&choice, (&services, &caches), &values);
     report.commands(&sorted, &job, &before, &script);
+    report.borrowed(&choice, &sorted.borrowed);
 
-    let managed =
-        managers::caches(&[&sorted.setup, &sorted.verify], &values, &context.repository_files, user.as_deref());
+    let managed = managers::caches(
+        &[&sorted.setup, &sorted.verify],
+        &sorted.commands,
+        &values,
+        &context.repository_files,
+        user.as_deref(),
+    );
     add_caches(&mut caches.specs, managed);
     let successor = gone::successor(&choice.image);
     let replaced = |found: &gone::Successor| {
         format!("the image {} is replaced by {}: {}", choice.image, found.image, found.reason)
     };
     notes.extend(successor.iter().map(replaced));
-    notes.extend(choice.notes.iter().cloned());
-    notes.extend(services.notes);
-    notes.extend(caches.notes);
-    notes.extend(sorted.notes);
-    notes.extend(about_variables(&variables));
-    notes.extend(about_verify(sorted.checks));
+    notes.extend([&choice.notes, &services.notes, &caches.notes, &sorted.notes].into_iter().flatten().cloned());
+    notes.extend(about_variables(&variables).into_iter().chain(about_verify(sorted.checks)));
     let confidence = confidence(document, &choice, sorted.checks) * if services.refused { 0.5 } else { 1.0 };
     let optional_services = optional(&choice, &services.specs, context);
-    let (language, version) = language(&choice, &sorted.packages);
+    let (language, version) = pinned_language(&choice, &sorted.packages, &mut notes);
     let verdict = if document.flawed { Verdict::Invalid } else { choice.verdict };
     let mut dropped = services.dropped;
     dropped.extend(sorted.dropped);
@@ -112,18 +111,20 @@ fn add_caches(specs: &mut Vec<CacheSpec>, managed: Vec<CacheSpec>) {
 }
 
 /// Takes the installation of dependencies from the job before it, where CI hands the result on as a cache or an artifact.
-fn borrow_setup(choice: &Choice<'_>, sorted: &mut Sorted) -> Option<String> {
+fn borrow_setup(choice: &Choice<'_>, sorted: &mut Sorted, context: &Context) -> Option<String> {
     let installer = choice.installer.filter(|_| !sorted.installs)?;
     let (before, script) = (installer.lines("before_script"), installer.lines("script"));
-    let lent = commands::sort(&texts(&before), &texts(&script));
+    let lent = commands::sort(&texts(&before), &texts(&script), &context.repository_files);
     let mut setup: Vec<String> = lent.setup;
     setup.extend(lent.verify.into_iter().filter(|line| !sorted.setup.contains(line)));
     setup.retain(|line| !sorted.setup.contains(line));
     if setup.is_empty() {
         return None;
     }
+    sorted.borrowed = setup.clone();
     setup.append(&mut sorted.setup);
     sorted.setup = setup;
+    sorted.commands.extend(lent.commands);
     let known = sorted.packages.clone();
     sorted.packages.extend(lent.packages.into_iter().filter(|name| !known.contains(name)));
     Some(format!("the dependencies are installed as job {:?} does it", installer.name))
@@ -159,6 +160,21 @@ fn language(choice: &Choice<'_>, packages: &[String]) -> (Option<String>, Option
         (None, Some((language, version))) => (Some(language.to_owned()), version),
         (None, None) => (None, None),
     }
+}
+
+/// The language, and its version as the repository's pins refine it.
+fn pinned_language(
+    choice: &Choice<'_>,
+    packages: &[String],
+    notes: &mut Vec<String>,
+) -> (Option<String>, Option<String>) {
+    let (language, version) = language(choice, packages);
+    let pinned = language.as_deref().and_then(|language| choice.pins.get(language)).map(String::as_str);
+    let version = select::pins::refine(pinned, version).unwrap_or_else(|(pinned, version)| {
+        notes.push(format!("the repository pins version {pinned}, and CI runs {version}: the environment is CI's"));
+        Some(version)
+    });
+    (language, version)
 }
 
 fn texts(lines: &[(String, Place)]) -> Vec<String> {
@@ -239,6 +255,18 @@ impl Report<'_> {
         self.lines.push(ReportLine { fact: fact.to_owned(), value: shown, file, job, keyword });
     }
 
+    fn facts(
+        &mut self,
+        choice: &Choice<'_>,
+        (services, caches): (&Services, &caches::Caches),
+        values: &BTreeMap<String, String>,
+    ) {
+        self.choice(choice);
+        self.services(services, &choice.job);
+        self.variables(&choice.job, values);
+        self.caches(caches);
+    }
+
     fn choice(&mut self, choice: &Choice<'_>) {
         let job = choice.job.name;
         let script = choice.job.keyword("script").map(|node| node.place).unwrap_or_default();
@@ -291,20 +319,35 @@ impl Report<'_> {
         }
     }
 
+    /// Each kind of line at the entry in which the first of its lines stands.
     fn commands(&mut self, sorted: &Sorted, job: &Job<'_>, before: &[(String, Place)], script: &[(String, Place)]) {
-        let origin = job.inherited("before_script").map_or(job.name, |fact| fact.origin);
-        let of_before = before.first().map(|(_, place)| (*place, origin, "before_script"));
-        let of_script = script.first().map(|(_, place)| (*place, job.name, "script"));
-        if let Some((place, job, keyword)) = of_before.or(of_script) {
-            if !sorted.packages.is_empty() {
-                self.add("packages", &sorted.packages.join(" "), Origin { place, job, keyword });
-            }
-            if !sorted.setup.is_empty() {
-                self.add("setup", &sorted.setup.join("; "), Origin { place, job, keyword });
+        let inherited = job.inherited("before_script").map_or(job.name, |fact| fact.origin);
+        let origin = |fact: &str| {
+            let entry = *sorted.first.get(fact)?;
+            Some(match before.get(entry) {
+                Some((_, place)) => Origin { place: *place, job: inherited, keyword: "before_script" },
+                None => Origin { place: script.get(entry - before.len())?.1, job: job.name, keyword: "script" },
+            })
+        };
+        let dropped = sorted.dropped.iter().map(|dropped| dropped.line.as_str()).collect::<Vec<_>>().join("; ");
+        for (fact, value) in [
+            ("packages", sorted.packages.join(" ")),
+            ("setup", sorted.setup.join("; ")),
+            ("database", sorted.database.join("; ")),
+            ("verify", sorted.verify.join("; ")),
+            ("dropped", dropped),
+        ] {
+            if let Some(origin) = origin(fact) {
+                self.add(fact, &value, origin);
             }
         }
-        if let Some((place, job, keyword)) = of_script {
-            self.add("verify", &sorted.verify.join("; "), Origin { place, job, keyword });
-        }
+    }
+
+    /// What another job installs.
+    fn borrowed(&mut self, choice: &Choice<'_>, setup: &[String]) {
+        let Some(installer) = choice.installer.filter(|_| !setup.is_empty()) else { return };
+        let lines = installer.lines("script");
+        let place = lines.first().map(|(_, place)| *place).unwrap_or_default();
+        self.add("setup", &setup.join("; "), Origin { place, job: installer.name, keyword: "script" });
     }
 }

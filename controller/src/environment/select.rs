@@ -3,24 +3,27 @@
 //! What the script runs counts most, then the names of job and stage, then how the job is run. Images that only ship or
 //! check things are no candidates. Equal scores: the default image, then the one most jobs use, then the higher version.
 
-mod pins;
+pub(super) mod pins;
 mod score;
 mod without;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::follow::Follower;
 use super::images::{self, ImageName};
 use super::job::{self, Fact, Job, Variant, Written};
 use super::merged::Document;
 use super::purpose::Purpose;
 use super::variables::Variables;
 use super::yaml::Node;
-use super::{Alternative, Context, DerivationError, Verdict, fallback};
+use super::{Alternative, Context, DerivationError, Verdict, fallback, gone, language};
 use score::Judgement;
 use without::{guessed, idle, no_image, nothing_usable, special, without_image};
 
 /// How many jobs are looked at.
 const MAX_JOBS: usize = 2_000;
+/// How many jobs are looked at for the files that they start.
+const MAX_FOLLOWED_JOBS: usize = 200;
 /// How many alternatives are worth telling.
 const MAX_ALTERNATIVES: usize = 10;
 /// How much more a job without a usable image has to have to count for more than one with it.
@@ -43,6 +46,8 @@ pub(super) struct Choice<'a> {
     pub(super) installer: Option<Job<'a>>,
     /// Jobs that this one needs and that build something.
     pub(super) builders: Vec<&'a str>,
+    /// The versions that the repository pins, by language.
+    pub(super) pins: BTreeMap<&'static str, String>,
     /// The program that the job is chosen for.
     pub(super) tool: Option<String>,
     pub(super) notes: Vec<String>,
@@ -95,7 +100,16 @@ impl<'a> Candidate<'a> {
 /// Chooses a job.
 pub(super) fn choose<'a>(document: &'a Document, context: &Context) -> Result<Choice<'a>, DerivationError> {
     let pins = pins::read(&context.repository_files);
-    let mut candidates = candidates(document, context, &pins)?;
+    let choice = chosen(document, context, &pins)?;
+    Ok(Choice { pins, ..choice })
+}
+
+fn chosen<'a>(
+    document: &'a Document,
+    context: &Context,
+    pins: &BTreeMap<&'static str, String>,
+) -> Result<Choice<'a>, DerivationError> {
+    let mut candidates = candidates(document, context, pins)?;
     let mut uses: BTreeMap<String, usize> = BTreeMap::new();
     for found in candidates.iter().filter_map(Candidate::usable) {
         *uses.entry(found.name.to_string()).or_default() += 1;
@@ -114,16 +128,17 @@ pub(super) fn choose<'a>(document: &'a Document, context: &Context) -> Result<Ch
     let mut notes = Vec::new();
     let chosen = match (stronger, best) {
         (Some(stronger), best) => {
-            without_image(stronger, best, &candidates, &mut notes).ok_or_else(|| no_image(stronger, &pins))
+            without_image(stronger, best, &candidates, &mut notes).ok_or_else(|| no_image(stronger, pins))
         }
-        (None, Some(best)) => best.usable().cloned().map(|found| (best, found)).ok_or_else(|| no_image(best, &pins)),
-        (None, None) => Err(nothing_usable(document, &candidates, &pins)),
+        (None, Some(best)) => best.usable().cloned().map(|found| (best, found)).ok_or_else(|| no_image(best, pins)),
+        (None, None) => Err(nothing_usable(document, &candidates, pins)),
     };
     let guess = |error: DerivationError| {
         let first = stronger.or_else(|| candidates.iter().find(|candidate| candidate.judgement.worth()));
         let first = first.or(candidates.first()).ok_or_else(|| error.clone())?;
-        let guess =
-            fallback::guess(first.judgement.tool.as_deref(), &context.repository_files, &pins).ok_or(error.clone())?;
+        let tool = first.judgement.tool.clone().filter(|tool| language::of_tool(tool).is_some());
+        let tool = tool.or_else(|| score::speaking(&first.job)).or(first.judgement.tool.clone());
+        let guess = fallback::guess(tool.as_deref(), &context.repository_files, pins).ok_or(error.clone())?;
         Ok((first, guess, error))
     };
     match chosen {
@@ -153,6 +168,19 @@ pub(super) fn choose<'a>(document: &'a Document, context: &Context) -> Result<Ch
     }
 }
 
+/// The files that the jobs start and that are not known.
+pub(super) fn followed(document: &Document, files: &BTreeMap<String, String>) -> Vec<String> {
+    let mut follower = Follower::new(files);
+    for (name, map) in document.jobs().filter(|(name, _)| !name.starts_with('.')).take(MAX_FOLLOWED_JOBS) {
+        let job = Job::new(document, name, map);
+        follower.start();
+        for (text, _) in job.lines("before_script").iter().chain(&job.lines("script")) {
+            follower.split(text);
+        }
+    }
+    follower.missing()
+}
+
 /// Judges every job that runs something here.
 fn candidates<'a>(
     document: &'a Document,
@@ -173,7 +201,7 @@ fn candidates<'a>(
             }
             let (image, is_default) = image_of(&job, context, pins)?;
             let found = if let Image::Usable(found) = &image { Some(&found.name) } else { None };
-            let judgement = score::judge(&job, found, pins);
+            let judgement = score::judge(&job, found, pins, &context.repository_files);
             candidates.push(Candidate { job, order, judgement, image, is_default, uses: 0 });
         } else {
             elsewhere |= ["trigger", "run"].iter().any(|keyword| job.keyword(keyword).is_some());
@@ -242,7 +270,7 @@ fn image_of<'a>(
     }
 }
 
-/// The pinned version, else the one of the default image, else the highest, else the first.
+/// The pinned version, else the one of the default image, else the highest of the image that most variants use, else the first.
 fn best_variant<'a>(
     found: Vec<Found<'a>>,
     default: Option<&ImageName>,
@@ -255,7 +283,15 @@ fn best_variant<'a>(
     let versions = |found: &Found<'_>| -> (Vec<u64>, Vec<Vec<u64>>) {
         (found.name.version(), found.variant.iter().map(|(_, value)| images::version(value)).collect())
     };
-    let rank = |found: &Found<'_>| (pinned(found) == Some(true), default == Some(&found.name), versions(found));
+    let uses: BTreeMap<String, usize> = found.iter().fold(BTreeMap::new(), |mut uses, found| {
+        *uses.entry(found.name.repository.clone()).or_default() += 1;
+        uses
+    });
+    let rank = |found: &Found<'_>| {
+        let usual = uses.get(&found.name.repository).copied().unwrap_or(0);
+        let default = default == Some(&found.name);
+        (pinned(found) == Some(true), default, !found.name.is_foreign(), usual, versions(found))
+    };
     let names: BTreeSet<ImageName> = found.iter().map(|found| found.name.clone()).collect();
     let mut best: Option<Found<'a>> = None;
     for one in found {
@@ -274,7 +310,9 @@ fn best_usable<'c, 'a>(candidates: &'c [Candidate<'a>]) -> Option<&'c Candidate<
     let mut best = top;
     for candidate in candidates.iter().filter(|candidate| candidate.rank() == top.rank()) {
         let (Some(one), Some(other)) = (candidate.usable(), best.usable()) else { continue };
-        if one.name.repository == *repository && one.name.version() > other.name.version() {
+        let kept = |name: &ImageName| gone::successor(name).is_none();
+        let newer = (kept(&one.name), one.name.version()) > (kept(&other.name), other.name.version());
+        if one.name.repository == *repository && newer {
             best = candidate;
         }
     }
@@ -308,6 +346,15 @@ fn certainty<'a>(
         (mine != theirs).then(|| format!("job {:?} tests {theirs} in {}", candidate.job.name, other.name))
     });
     let mut verdict = Verdict::Derived;
+    let equal = others().filter(|candidate| candidate.rank() == chosen.rank()).find_map(|candidate| {
+        let other = &candidate.usable()?.name;
+        (other.repository != found.name.repository).then(|| format!("job {:?} in {other}", candidate.job.name))
+    });
+    if let Some(other) = equal {
+        confidence = confidence.min(0.7);
+        verdict = Verdict::Ambiguous;
+        notes.push(format!("nothing tells job {:?} from {other}; the first of them was taken", chosen.job.name));
+    }
     if found.rivals > 0 {
         confidence = confidence.min(0.7);
         verdict = Verdict::Ambiguous;
@@ -362,6 +409,7 @@ fn finish<'a>(
         siblings: siblings.take(MAX_ALTERNATIVES).collect(),
         installer,
         builders,
+        pins: BTreeMap::new(),
         tool: chosen.judgement.tool.clone(),
         verdict,
         alternatives: alternatives.take(MAX_ALTERNATIVES).collect(),

@@ -10,6 +10,8 @@ pub(super) struct Script {
     pub(super) units: Vec<Unit>,
     /// Whether units are joined by nothing but `&&`, `;` and line ends, so that one can be left out.
     pub(super) plain: bool,
+    /// Whether something is left running: `server &`.
+    pub(super) leaves_running: bool,
 }
 
 /// What stands between two of `&&`, `;` and line end: a command, or some joined by `|` and `||`.
@@ -25,6 +27,8 @@ pub(super) struct Unit {
     pub(super) joint: &'static str,
     /// Whether `||` stands in it.
     pub(super) has_or: bool,
+    /// What it starts in the repository, as far as that is known.
+    pub(super) inner: Vec<Unit>,
 }
 
 const KEYWORDS: [&str; 12] =
@@ -41,7 +45,7 @@ pub(super) fn split(text: &str) -> Script {
     scanner.end_unit("", true);
     let mixed = scanner.units.windows(2).any(|pair| pair[0].joint == "&&" && pair[1].has_or);
     let first_or = scanner.units.iter().any(|unit| unit.has_or && unit.joint == "&&");
-    Script { plain: scanner.plain && !mixed && !first_or, units: scanner.units }
+    Script { plain: scanner.plain && !mixed && !first_or, units: scanner.units, leaves_running: scanner.leaves_running }
 }
 
 #[derive(Default)]
@@ -52,6 +56,7 @@ struct Scanner {
     word: String,
     in_word: bool,
     plain: bool,
+    leaves_running: bool,
 }
 
 impl Scanner {
@@ -94,6 +99,7 @@ impl Scanner {
             }
             ('&', _) => {
                 self.plain = false;
+                self.leaves_running = true;
                 return self.joint(";", 1, false);
             }
             ('<', Some('<')) if letters.get(at + 2) != Some(&'<') => {
@@ -223,7 +229,7 @@ pub(super) fn join(units: &[&Unit]) -> String {
 /// Takes off what stands in front of a program without changing what it is: variables, `sudo`, `bundle exec`, paths.
 pub(super) fn program(words: &[String]) -> Vec<String> {
     let mut words: Vec<String> = bare(words).into_iter().map(str::to_owned).collect();
-    if let Some(first) = words.first_mut() {
+    if let Some(first) = words.first_mut().filter(|first| !is_assignment(first)) {
         let name = base_name(first).to_owned();
         *first = match name.as_str() {
             "mvnw" => "mvn".to_owned(),
@@ -399,6 +405,7 @@ mod tests {
             ("yarn exec jest", "jest"),
             ("bash ./scripts/test.sh", "test.sh"),
             ("A=b", "A=b"),
+            ("HOME=\"$(pwd)/.gradle\"", "HOME=$(pwd)/.gradle"),
             ("", ""),
         ];
         for (text, expected) in table {

@@ -44,7 +44,13 @@ impl Sources {
             Err(error) => return Err(error.into()),
         };
         let forbidden = project.overrides == OverridesPolicy::Forbid;
-        Ok(Self { config, overrides, forbidden, files: read_files(forge, &base.commit).await })
+        let mut files =
+            read_files(forge, &base.commit, environment::REPOSITORY_FILES.map(str::to_owned).to_vec()).await;
+        for _ in 0..environment::FOLLOWED_LEVELS {
+            let wanted = config.as_ref().map(|config| environment::followed(config, &files)).unwrap_or_default();
+            files.extend(read_files(forge, &base.commit, wanted).await);
+        }
+        Ok(Self { config, overrides, forbidden, files })
     }
 
     /// Derives the environment, and says what the repository declares beside it.
@@ -106,11 +112,11 @@ pub(super) async fn default_branch(
     }
 }
 
-/// Reads what exists of the files that pin versions. A file that cannot be read is left out: it only refines.
-async fn read_files(forge: &SharedForge, commit: &str) -> BTreeMap<String, String> {
-    let reads = environment::REPOSITORY_FILES.map(|path| async move {
-        let content = forge.read_file(commit, path).await.ok().flatten()?;
-        Some((path.to_owned(), String::from_utf8(content).ok()?))
+/// Reads what exists of the files that refine a derivation. A file that cannot be read is left out.
+async fn read_files(forge: &SharedForge, commit: &str, paths: Vec<String>) -> BTreeMap<String, String> {
+    let reads = paths.into_iter().map(|path| async move {
+        let content = forge.read_file(commit, &path).await.ok().flatten()?;
+        Some((path, String::from_utf8(content).ok()?))
     });
     futures_util::future::join_all(reads).await.into_iter().flatten().collect()
 }

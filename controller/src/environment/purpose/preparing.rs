@@ -83,7 +83,8 @@ pub(super) fn dependencies(name: &str, first: &str, _args: &[&str]) -> Option<Pu
                         | "update"
                 )
         }
-        "lerna" | "bower" | "jspm" => matches!(first, "bootstrap" | "install"),
+        "bower" => true,
+        "lerna" | "jspm" => matches!(first, "bootstrap" | "install"),
         "bundle" | "bundler" => matches!(first, "install" | "config" | "check" | "update" | ""),
         "gem" => matches!(first, "install" | "update"),
         "composer" => matches!(

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::super::follow::Follower;
 use super::super::images::ImageName;
 use super::super::job::Job;
+use super::super::language;
 use super::super::purpose::{self, Purpose};
 use super::super::shell;
 use super::super::yaml::{Node, Value};
@@ -33,9 +35,14 @@ impl Judgement {
 }
 
 /// Judges a job.
-pub(super) fn judge(job: &Job<'_>, image: Option<&ImageName>, pins: &BTreeMap<&'static str, String>) -> Judgement {
+pub(super) fn judge(
+    job: &Job<'_>,
+    image: Option<&ImageName>,
+    pins: &BTreeMap<&'static str, String>,
+    files: &BTreeMap<String, String>,
+) -> Judgement {
     let mut judgement = Judgement { score: 0, purpose: Purpose::Trivial, tool: None, reasons: Vec::new() };
-    by_script(job, &mut judgement);
+    by_script(job, files, &mut judgement);
     by_name(job, &mut judgement);
     by_keywords(job, &mut judgement);
     if let Some(image) = image {
@@ -57,24 +64,33 @@ pub(super) fn judge(job: &Job<'_>, image: Option<&ImageName>, pins: &BTreeMap<&'
     judgement
 }
 
-fn by_script(job: &Job<'_>, judgement: &mut Judgement) {
+fn by_script(job: &Job<'_>, files: &BTreeMap<String, String>, judgement: &mut Judgement) {
+    let mut follower = Follower::new(files);
+    for (text, _) in job.lines("before_script") {
+        follower.split(&text);
+    }
     let mut ships = false;
     let mut telling: Option<(Purpose, String, String)> = None;
     for (text, _) in job.lines("script") {
-        for unit in shell::split(&text).units {
+        for unit in follower.split(&text).units {
             let purpose = purpose::of_unit(&unit);
             if matches!(purpose, Purpose::Forbidden(_)) {
                 ships = true;
                 continue;
             }
             if telling.as_ref().is_none_or(|(best, ..)| purpose > *best) {
-                let words = unit.commands.iter().find(|words| purpose::of_command(words) == purpose);
+                let inner = unit.inner.iter().flat_map(|unit| &unit.commands);
+                let words = unit.commands.iter().chain(inner).find(|words| purpose::of_command(words) == purpose);
                 let tool = words.and_then(|words| shell::program(words).into_iter().next()).unwrap_or_default();
                 telling = Some((purpose, tool, unit.text.clone()));
             }
         }
     }
     match telling {
+        // `cd deploy` before `kubectl apply` makes nobody's environment.
+        Some((purpose, ..)) if ships && matches!(purpose, Purpose::Trivial | Purpose::State) => {
+            judgement.purpose = Purpose::Forbidden(purpose::Ban::Deploy);
+        }
         Some((purpose, tool, text)) => {
             judgement.purpose = purpose;
             judgement.tool = Some(tool);
@@ -87,6 +103,15 @@ fn by_script(job: &Job<'_>, judgement: &mut Judgement) {
     if ships {
         judgement.add(-5, "ships something");
     }
+}
+
+/// The last program of a job's lines that belongs to a language, where the most telling one (`make`) belongs to none.
+pub(super) fn speaking(job: &Job<'_>) -> Option<String> {
+    let lines = job.lines("before_script").into_iter().chain(job.lines("script"));
+    let units = lines.flat_map(|(text, _)| shell::split(&text).units);
+    let mut programs =
+        units.flat_map(|unit| unit.commands).filter_map(|words| shell::program(&words).into_iter().next());
+    programs.rfind(|program| language::of_tool(program).is_some())
 }
 
 fn points(purpose: Purpose) -> i64 {
