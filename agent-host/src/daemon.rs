@@ -34,7 +34,8 @@ use crate::disk;
 use crate::engine::SharedEngine;
 use crate::engine::docker::DockerEngine;
 use crate::environment::{Images, InvalidPool, PrivateImages, RegistryMirrors};
-use crate::freeze::{Freezer, Proofs};
+use crate::freeze::watchdog::{self, Watch};
+use crate::freeze::{Freezer, PROOF, Proofs};
 use crate::identity::{HostIdentity, IdentityError};
 use crate::ledger::LedgerError;
 use crate::mirror::Mirrors;
@@ -145,7 +146,10 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
     let code = Arc::new(Mirrors::new(config.data_dir.join("mirrors")));
     let ground = Ground { host: identity.host().clone(), engine, code, dial, clock: clock.clone() };
     let end = shutdown.child_token();
+    let (data_dir, address) = (config.data_dir.clone(), config.engine.clone());
+    let watch = Watch { data_dir, engine: address, host: identity.host().clone() };
     let mut parts = start(ground, &config, &end).await?;
+    spawn(&mut parts, "watchdog's keeper", watchdog::keep(watch, end.clone()));
     spawn(&mut parts, "renewal", renew(identity, endpoints, clock, end.clone()));
     await_end(parts, &end).await
 }
@@ -172,7 +176,7 @@ pub async fn start(
 ) -> Result<JoinSet<&'static str>, RunError> {
     let Ground { host, engine, code, dial, clock } = ground;
     let spools = Spools::open_dir(config.data_dir.join("spool"))?;
-    let proofs = Proofs::open(config.data_dir.join("proof.json"), clock.clone());
+    let proofs = Proofs::open(config.data_dir.join(PROOF), clock.clone());
     let around = Arc::new(Surroundings {
         clock: clock.clone(),
         pool: config.network_pool.parse()?,

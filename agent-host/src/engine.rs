@@ -268,6 +268,17 @@ pub enum ObjectKind {
     Image,
 }
 
+/// A running container's place in a network.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Link {
+    /// The network's name.
+    pub network: String,
+    /// The container's address in it.
+    pub address: std::net::IpAddr,
+    /// Under which names others find the container there.
+    pub aliases: Vec<String>,
+}
+
 /// An object that was found on the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundObject {
@@ -279,6 +290,8 @@ pub struct FoundObject {
     pub created: Option<Timestamp>,
     /// A container that runs, or anything that a container uses.
     pub in_use: bool,
+    /// A container that is paused.
+    pub paused: bool,
     /// A network's addresses.
     pub subnet: Option<String>,
 }
@@ -442,10 +455,18 @@ pub trait Engine: Send + Sync + 'static {
     async fn pause(&self, name: &str) -> Result<(), EngineError>;
     /// Lets a paused container's processes go on. One that is not paused is already so.
     async fn unpause(&self, name: &str) -> Result<(), EngineError>;
+    /// Says which networks a running container is in; none if it is gone.
+    async fn links(&self, name: &str) -> Result<Vec<Link>, EngineError>;
+    /// Takes a container out of a network, paused or not. One that is not in it or is gone is already so.
+    async fn disconnect(&self, name: &str, network: &str) -> Result<(), EngineError>;
+    /// Puts a container back into a network, under the same address and names. One that is in it or is gone is already so.
+    async fn connect(&self, name: &str, link: &Link) -> Result<(), EngineError>;
     /// Removes an object, by force. One that is gone is already so.
     async fn remove(&self, object: &ObjectRef) -> Result<(), EngineError>;
     /// Lists every object that carries these labels: containers, networks, volumes, images.
     async fn list(&self, labels: &Labels) -> Result<Vec<FoundObject>, EngineError>;
+    /// Lists the containers that carry these labels, and nothing else: quick also where many images lie.
+    async fn containers(&self, labels: &Labels) -> Result<Vec<FoundObject>, EngineError>;
     /// Lists the addresses of every network of the engine, ours or not.
     async fn subnets(&self) -> Result<Vec<String>, EngineError>;
 }

@@ -1,30 +1,42 @@
 //! Stops what runs here when it is no longer proven that it may: by this host's own clock, whoever hangs.
 //!
 //! ```text
-//! session ── proven: when its heartbeat was sent ─▶ Proofs ─ stance ─▶ doer: pause, resume, remove containers
-//!                                                              ╰─────▶ attempts: drop what they do, and wait
+//! session ── proven: when its heartbeat was sent ─▶ Proofs ─ stance ─▶ doer: pause and cut, put back and resume, remove
+//!                                                     │        ╰─────▶ attempts: drop what they do, and wait
+//!                                                     ╰─ file ─▶ watchdog, a process of its own: the same, a second later
 //! ```
 //! The deadline counts from the sending of the heartbeat, on the clock that also counts while the machine sleeps. It
 //! outlives the daemon: what was proven last stands in a file.
 
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod hand;
+mod proofs;
+pub mod watchdog;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use devfleet_shared::clock::{Boot, Clock};
+use devfleet_shared::clock::Boot;
 use devfleet_shared::error::Chain;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::attempt::Surroundings;
-use crate::engine::{EngineError, FoundObject, Labels, ObjectKind, label};
+use crate::engine::{FoundObject, label};
 use crate::supervisor::SupervisorHandle;
+pub use hand::{FreezeError, Hand};
+pub use proofs::Proofs;
 
 /// How often the clock is looked at. After a sleep of the machine timers are late, the clock is not.
 const LOOK: Duration = Duration::from_millis(250);
 /// How often an engine is asked again while something is frozen: what was on its way may have started since.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often it is looked while all is well whether something stands still nevertheless.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
+/// Where the networks of what is cut are noted, in the data directory.
+pub(crate) const NOTES: &str = "frozen";
+/// Where it stands what was proven last, in the data directory.
+pub(crate) const PROOF: &str = "proof.json";
 
 /// When a host freezes and kills what runs on it, counted from the sending of its last proven heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,88 +77,6 @@ pub fn stance(now: Boot, proven: Boot, deadlines: Deadlines) -> Stance {
     }
 }
 
-/// What was proven last. Cheap to clone.
-#[derive(Clone)]
-pub struct Proofs {
-    known: Arc<Mutex<Known>>,
-    stance: watch::Sender<Stance>,
-    clock: Clock,
-    file: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Known {
-    /// The start of the machine: the boot clock begins anew with it.
-    boot: String,
-    proven: Duration,
-    deadlines: Deadlines,
-}
-
-impl Proofs {
-    /// Reads what was proven last. Where nothing was, since this machine started, everything stands still until it is.
-    pub fn open(file: PathBuf, clock: Clock) -> Proofs {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        let read = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice::<Known>(&bytes).ok());
-        let known = read.filter(|known| known.boot == boot && known.proven <= clock.boot().0).unwrap_or_else(|| {
-            let deadlines = Deadlines::default();
-            Known { boot, proven: clock.boot().0.saturating_sub(deadlines.freeze), deadlines }
-        });
-        let first = stance(clock.boot(), Boot(known.proven), known.deadlines);
-        Proofs { known: Arc::new(Mutex::new(known)), stance: watch::Sender::new(first), clock, file: Some(file) }
-    }
-
-    /// Something proven just now, and nothing written down: for hosts whose freezing is not looked at.
-    pub fn fresh(clock: Clock) -> Proofs {
-        let known = Known { boot: String::new(), proven: clock.boot().0, deadlines: Deadlines::default() };
-        Proofs { known: Arc::new(Mutex::new(known)), stance: watch::Sender::new(Stance::Run), clock, file: None }
-    }
-
-    /// Notes what the controller says of the deadlines.
-    pub fn set_deadlines(&self, deadlines: Deadlines) {
-        self.lock().deadlines = deadlines;
-    }
-
-    /// Notes that it is proven that what is here was this host's when a message was sent.
-    pub fn proven(&self, sent: Boot) {
-        let mut known = self.lock();
-        if sent.0 > known.proven {
-            known.proven = sent.0;
-            self.keep(&known);
-        }
-        drop(known);
-        self.look();
-    }
-
-    /// Looks at the clock, and says what follows.
-    pub fn look(&self) -> Stance {
-        let known = self.lock();
-        let stance = stance(self.clock.boot(), Boot(known.proven), known.deadlines);
-        drop(known);
-        self.stance.send_if_modified(|before| std::mem::replace(before, stance) != stance);
-        stance
-    }
-
-    /// Returns what may become of the attempts, as of the last look.
-    pub fn stance(&self) -> watch::Receiver<Stance> {
-        self.stance.subscribe()
-    }
-
-    /// Not synced to the disk: it matters only until the machine starts anew.
-    fn keep(&self, known: &Known) {
-        let Some(file) = &self.file else { return };
-        let beside = file.with_extension("new");
-        let written = serde_json::to_vec(known).map_err(std::io::Error::other);
-        let written = written.and_then(|bytes| std::fs::write(&beside, bytes));
-        if let Err(error) = written.and_then(|()| std::fs::rename(&beside, file)) {
-            tracing::warn!(path = %file.display(), %error, "what was proven last is not written down");
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Pauses, resumes and removes containers, as the stance says.
 pub struct Freezer {
     /// The engine and the reports.
@@ -158,16 +88,20 @@ pub struct Freezer {
 impl Freezer {
     /// Runs until the daemon stops. What is frozen then stays so.
     pub async fn run(self, shutdown: CancellationToken) {
+        let Surroundings { engine, host, data_dir, .. } = &*self.around;
+        let hand = Hand { engine: Arc::clone(engine), host: host.clone(), notes: data_dir.join(NOTES) };
         // At a start it is not known whether something was left frozen.
-        let (mut before, mut done) = (None, false);
+        let (mut before, mut done, mut acted) = (None, false, Instant::now());
         let mut stance = self.around.proofs.stance();
         loop {
             let now = self.around.proofs.look();
             if before != Some(now) {
                 tracing::info!(stance = ?now, "what may become of attempts here has changed");
             }
-            if now != Stance::Run || before != Some(now) || !done {
-                done = self.act(now).await;
+            // Also while all is well: a call that was given up may still have paused something, and so may the watchdog.
+            if now != Stance::Run || before != Some(now) || !done || acted.elapsed() >= LOOK_AROUND {
+                done = self.act(&hand, now).await;
+                acted = Instant::now();
             }
             before = Some(now);
             let pause = if now == Stance::Run && done { LOOK } else { AGAIN };
@@ -180,20 +114,18 @@ impl Freezer {
     }
 
     /// Does what the stance wants; says whether all of it went well.
-    async fn act(&self, stance: Stance) -> bool {
-        let ours = Labels::from([
-            (label::APP.to_owned(), label::APP_VALUE.to_owned()),
-            (label::HOST.to_owned(), self.around.host.to_string()),
-        ]);
-        let found = match self.around.engine.list(&ours).await {
+    async fn act(&self, hand: &Hand, stance: Stance) -> bool {
+        let found = match hand.containers().await {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(error = %Chain(&error), ?stance, "the engine cannot be asked what runs");
                 return false;
             }
         };
-        let mut running: Vec<FoundObject> =
-            found.into_iter().filter(|found| found.object.kind == ObjectKind::Container && found.in_use).collect();
+        if stance == Stance::Run {
+            hand.forget_all_but(&found);
+        }
+        let mut running: Vec<FoundObject> = found.into_iter().filter(|found| found.in_use).collect();
         match stance {
             Stance::Run => {
                 let working = self.supervisor.working().await;
@@ -206,22 +138,9 @@ impl Freezer {
                 running.retain(|found| !over.iter().any(|attempt| is_of(found, attempt)));
             }
         }
-        let acts = running.iter().map(|found| async {
-            let outcome = self.apply(stance, found).await;
-            if let Err(error) = &outcome {
-                tracing::warn!(container = found.object.name, error = %Chain(error), ?stance, "a container resists");
-            }
-            outcome.is_ok()
-        });
-        futures_util::future::join_all(acts).await.into_iter().all(|well| well)
-    }
-
-    async fn apply(&self, stance: Stance, found: &FoundObject) -> Result<(), EngineError> {
-        match stance {
-            Stance::Run => self.around.engine.unpause(&found.object.name).await,
-            Stance::Freeze => self.around.engine.pause(&found.object.name).await,
-            Stance::Kill => self.around.engine.remove(&found.object).await,
-        }
+        // The clock went on while the engine was asked: what is proven meanwhile is not frozen, nor the other way round.
+        let unchanged = self.around.proofs.look() == stance;
+        hand.treat(stance, if unchanged { &running } else { &[] }).await && unchanged
     }
 }
 
@@ -231,7 +150,7 @@ fn is_of(found: &FoundObject, attempt: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use devfleet_shared::clock::Timestamp;
+    use devfleet_shared::clock::{Clock, Timestamp};
 
     use super::*;
 

@@ -4,6 +4,7 @@
 //! last line that a crash tore is cut off; a file that is damaged before its end is set aside (`….damaged`), and the
 //! attempt is given up as lost. Holds no secret.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -206,6 +207,19 @@ impl Ledger {
             }
         }
         Ok(found)
+    }
+
+    /// Returns the attempts whose result stands, and changes nothing: for those who are not the daemon.
+    pub fn ended(dir: &Path) -> BTreeSet<String> {
+        let mut ended = BTreeSet::new();
+        for path in std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
+            let lines = std::fs::read(&path).ok().and_then(|bytes| parse(&bytes).ok());
+            let has_result = lines.is_some_and(|(lines, _)| History { lines }.result().is_some());
+            if let Some(attempt) = path.file_stem().and_then(|name| name.to_str()).filter(|_| has_result) {
+                ended.insert(attempt.to_owned());
+            }
+        }
+        ended
     }
 
     /// Removes a damaged ledger: the controller knows that its attempt is lost.

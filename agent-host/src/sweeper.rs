@@ -323,6 +323,7 @@ mod tests {
             labels,
             created,
             in_use: false,
+            paused: false,
             subnet: None,
         }
     }

@@ -7,6 +7,7 @@ mod containers;
 mod context;
 mod errors;
 mod images;
+mod links;
 mod listing;
 mod output;
 mod removal;
@@ -23,7 +24,7 @@ use tokio::sync::OnceCell;
 
 use super::{
     Attached, ContainerSpec, ContainerState, Engine, EngineError, EngineFacts, Exit, FoundObject, ImageBuild,
-    ImageFacts, Labels, NetworkSpec, ObjectRef, OutputStream, Progress, RegistryCredential, ViewSpec,
+    ImageFacts, Labels, Link, NetworkSpec, ObjectRef, OutputStream, Progress, RegistryCredential, ViewSpec,
 };
 
 /// The oldest API we work with: Docker 20.10.
@@ -193,12 +194,28 @@ impl Engine for DockerEngine {
         self.unpause_container(name).await
     }
 
+    async fn links(&self, name: &str) -> Result<Vec<Link>, EngineError> {
+        self.links_of(name).await
+    }
+
+    async fn disconnect(&self, name: &str, network: &str) -> Result<(), EngineError> {
+        self.take_out(name, network).await
+    }
+
+    async fn connect(&self, name: &str, link: &Link) -> Result<(), EngineError> {
+        self.put_back(name, link).await
+    }
+
     async fn remove(&self, object: &ObjectRef) -> Result<(), EngineError> {
         self.remove_object(object).await
     }
 
     async fn list(&self, labels: &Labels) -> Result<Vec<FoundObject>, EngineError> {
         self.list_objects(labels).await
+    }
+
+    async fn containers(&self, labels: &Labels) -> Result<Vec<FoundObject>, EngineError> {
+        self.list_containers(labels).await
     }
 
     async fn subnets(&self) -> Result<Vec<String>, EngineError> {

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     Attached, ContainerSpec, ContainerState, Engine, EngineError, EngineFacts, Exit, FoundObject, ImageBuild,
-    ImageFacts, Labels, NetworkSpec, ObjectKind, ObjectRef, OutputStream, Progress, RegistryCredential, ViewSpec,
+    ImageFacts, Labels, Link, NetworkSpec, ObjectKind, ObjectRef, OutputStream, Progress, RegistryCredential, ViewSpec,
 };
 use containers::Container;
 use objects::{State, not_found};
@@ -368,12 +368,43 @@ impl Engine for MemoryEngine {
         })
     }
 
+    async fn links(&self, name: &str) -> Result<Vec<Link>, EngineError> {
+        self.call("links", name, |state| {
+            Ok(state.containers.get(name).map(|container| container.links.clone()).unwrap_or_default())
+        })
+    }
+
+    async fn disconnect(&self, name: &str, network: &str) -> Result<(), EngineError> {
+        self.call("disconnect", name, |state| {
+            if let Some(container) = state.containers.get_mut(name) {
+                container.links.retain(|link| link.network != network);
+            }
+            Ok(())
+        })
+    }
+
+    async fn connect(&self, name: &str, link: &Link) -> Result<(), EngineError> {
+        self.call("connect", name, |state| {
+            if let Some(container) = state.containers.get_mut(name)
+                && !container.links.iter().any(|known| known.network == link.network)
+            {
+                container.links.push(link.clone());
+            }
+            Ok(())
+        })
+    }
+
     async fn remove(&self, object: &ObjectRef) -> Result<(), EngineError> {
         self.call("remove", &object.name, |state| state.remove(object))
     }
 
     async fn list(&self, labels: &Labels) -> Result<Vec<FoundObject>, EngineError> {
         self.call("list", "", |state| Ok(state.list(labels)))
+    }
+
+    async fn containers(&self, labels: &Labels) -> Result<Vec<FoundObject>, EngineError> {
+        let of_kind = |found: &FoundObject| found.object.kind == ObjectKind::Container;
+        self.call("containers", "", |state| Ok(state.list(labels).into_iter().filter(of_kind).collect()))
     }
 
     async fn subnets(&self) -> Result<Vec<String>, EngineError> {

@@ -25,7 +25,7 @@ fn docker_socket() -> String {
     docker_address().trim_start_matches("unix://").to_owned()
 }
 
-const BASE: &str = "devfleet-test/base:12";
+pub(crate) const BASE: &str = "devfleet-test/base:12";
 
 /// An engine, and a host id of this test's own.
 pub(crate) struct Bench {
@@ -67,12 +67,12 @@ impl Bench {
         ])
     }
 
-    fn name(&self, role: &str) -> String {
+    pub(crate) fn name(&self, role: &str) -> String {
         self.attempt.object_name(role)
     }
 
     /// Describes a container that runs a shell script; in memory it does what `acts` says.
-    fn container(&self, role: &str, script: &str, acts: Script) -> ContainerSpec {
+    pub(crate) fn container(&self, role: &str, script: &str, acts: Script) -> ContainerSpec {
         if let Some(memory) = &self.memory {
             memory.script(role, acts);
         }
@@ -89,13 +89,13 @@ impl Bench {
         }
     }
 
-    async fn run(&self, spec: &ContainerSpec) {
+    pub(crate) async fn run(&self, spec: &ContainerSpec) {
         self.engine.ensure_container(spec).await.expect("made");
         self.engine.start(&spec.name, None, false).await.expect("started");
     }
 
     /// Addresses that no other test has.
-    fn network(&self, role: &str) -> NetworkSpec {
+    pub(crate) fn network(&self, role: &str) -> NetworkSpec {
         let byte = |at: usize| u8::from_str_radix(&self.attempt.as_str()[at..at + 2], 16).expect("hex");
         let subnet = format!("10.231.{}.{}/28", byte(0), byte(2) & 0xf0);
         NetworkSpec { name: self.name(role), subnet, labels: self.labels() }
@@ -185,6 +185,7 @@ contracts!(
     stopping_ends_a_container_and_repeats,
     a_running_container_is_removed_by_force,
     pausing_and_resuming_repeat_and_a_paused_container_can_be_removed,
+    a_paused_container_is_taken_out_of_its_network_and_put_back_as_it_was,
     a_volume_in_use_stays,
     what_is_not_there_is_said_to_be_not_there,
     many_containers_run_side_by_side,
@@ -345,6 +346,33 @@ async fn pausing_and_resuming_repeat_and_a_paused_container_can_be_removed(bench
     bench.engine.pause(&spec.name).await.expect("paused");
     bench.engine.remove(&of(ObjectKind::Container, &spec.name)).await.expect("removed");
     assert_eq!(bench.engine.state(&spec.name).await.expect("an answer"), None);
+}
+
+async fn a_paused_container_is_taken_out_of_its_network_and_put_back_as_it_was(bench: Arc<Bench>) {
+    let network = bench.network("network");
+    bench.engine.ensure_network(&network).await.expect("a network");
+    let mut spec = bench.container("redis", "sleep 600", Script::runs());
+    (spec.network, spec.aliases) = (Some(network.name.clone()), vec!["cache".into()]);
+    assert_eq!(bench.engine.links(&spec.name).await.expect("none"), Vec::new());
+    bench.run(&spec).await;
+    let before = bench.engine.links(&spec.name).await.expect("links");
+    assert_eq!(before.len(), 1);
+    assert!(before[0].network == network.name && before[0].aliases.contains(&"cache".to_owned()), "{before:?}");
+    bench.engine.pause(&spec.name).await.expect("paused");
+    for _ in 0..2 {
+        bench.engine.disconnect(&spec.name, &network.name).await.expect("cut");
+        assert_eq!(bench.engine.links(&spec.name).await.expect("links"), Vec::new());
+    }
+    let listed = bench.engine.containers(&bench.labels()).await.expect("a list");
+    assert!(listed.len() == 1 && listed[0].paused && listed[0].in_use, "{listed:?}");
+    for _ in 0..2 {
+        bench.engine.connect(&spec.name, &before[0]).await.expect("put back");
+    }
+    bench.engine.unpause(&spec.name).await.expect("resumed");
+    assert_eq!(bench.engine.links(&spec.name).await.expect("links"), before);
+    assert!(!bench.engine.containers(&bench.labels()).await.expect("a list")[0].paused);
+    bench.engine.remove(&of(ObjectKind::Container, &spec.name)).await.expect("removed");
+    bench.engine.connect(&spec.name, &before[0]).await.expect("what is gone is so already");
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use devfleet_host::assignments::AssignmentSet;
+use devfleet_host::engine::Engine as _;
 use devfleet_host::freeze::Freezer;
 use devfleet_shared::attempt::AttemptResult;
 use devfleet_shared::clock::{Clock, Timestamp};
@@ -47,8 +48,13 @@ async fn what_is_proven_no_more_is_paused_and_goes_on_when_it_is_proven_again() 
     until("paused", || world.engine.is_paused(&world.name("agent"))).await;
     until("its service is paused too", || world.engine.is_paused(&world.name("redis"))).await;
     until("written down", || ledger(&world).contains("frozen")).await;
+    let links = async || world.engine.links(&world.name("redis")).await.expect("links");
+    until("cut from its network", || calls(&world, "disconnect", "redis") > 0).await;
+    assert_eq!(links().await, Vec::new());
     daemon.around.proofs.proven(world.clock.boot());
     until("resumed", || !world.engine.is_paused(&world.name("agent"))).await;
+    until("its service too", || !world.engine.is_paused(&world.name("redis"))).await;
+    assert_eq!(links().await.len(), 1, "put back before it was resumed");
     assert!(matches!(world.finish(&daemon).await, AttemptResult::Succeeded { .. }));
     assert_eq!(calls(&world, "ensure_container", "agent"), 1, "the agent ran once");
     assert_eq!(world.pushed().len(), 1);

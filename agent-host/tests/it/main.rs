@@ -11,4 +11,5 @@ mod registry;
 mod session;
 mod shipping;
 mod sweeper;
+mod watchdog;
 mod world;

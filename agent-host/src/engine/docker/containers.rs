@@ -162,7 +162,7 @@ impl DockerEngine {
 }
 
 /// Takes what is so already for success.
-fn already(outcome: Result<(), EngineError>, so: &[&str]) -> Result<(), EngineError> {
+pub(super) fn already(outcome: Result<(), EngineError>, so: &[&str]) -> Result<(), EngineError> {
     match outcome {
         Err(EngineError::NotFound { .. }) => Ok(()),
         Err(EngineError::Other { detail, .. }) if so.iter().any(|so| detail.contains(so)) => Ok(()),

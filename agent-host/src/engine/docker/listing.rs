@@ -17,8 +17,7 @@ impl DockerEngine {
     pub(super) async fn list_objects(&self, labels: &Labels) -> Result<Vec<FoundObject>, EngineError> {
         let client = self.client().await?;
         let action = || "list objects".to_owned();
-        let wanted = labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
-        let filters = Some(HashMap::from([("label".to_owned(), wanted)]));
+        let filters = Some(filters(labels));
         let containers =
             ListContainersOptions { all: true, filters: filters.clone(), ..ListContainersOptions::default() };
         let networks = ListNetworksOptions { filters: filters.clone() };
@@ -60,6 +59,22 @@ impl DockerEngine {
     }
 }
 
+impl DockerEngine {
+    pub(super) async fn list_containers(&self, labels: &Labels) -> Result<Vec<FoundObject>, EngineError> {
+        let client = self.client().await?;
+        let options = ListContainersOptions { all: true, filters: Some(filters(labels)), ..Default::default() };
+        let list = client.list_containers(Some(options));
+        let containers = self.within(DEADLINE, || "list containers".to_owned(), list).await?;
+        let mut used = Used::default();
+        Ok(containers.into_iter().filter_map(|summary| used.container(summary)).collect())
+    }
+}
+
+fn filters(labels: &Labels) -> HashMap<String, Vec<String>> {
+    let wanted = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    HashMap::from([("label".to_owned(), wanted)])
+}
+
 impl Used {
     /// Takes one container in, and what it uses.
     fn container(&mut self, summary: ContainerSummary) -> Option<FoundObject> {
@@ -71,8 +86,9 @@ impl Used {
         let resting =
             [ContainerSummaryStateEnum::CREATED, ContainerSummaryStateEnum::EXITED, ContainerSummaryStateEnum::DEAD];
         let in_use = summary.state.is_some_and(|state| !resting.contains(&state));
+        let paused = summary.state == Some(ContainerSummaryStateEnum::PAUSED);
         let created = summary.created.and_then(seconds);
-        Some(FoundObject { in_use, ..object(ObjectKind::Container, name, summary.labels, created) })
+        Some(FoundObject { in_use, paused, ..object(ObjectKind::Container, name, summary.labels, created) })
     }
 }
 
@@ -84,7 +100,7 @@ fn object(
     created: Option<Timestamp>,
 ) -> FoundObject {
     let labels = labels.unwrap_or_default().into_iter().collect();
-    FoundObject { object: ObjectRef { kind, name }, labels, created, in_use: false, subnet: None }
+    FoundObject { object: ObjectRef { kind, name }, labels, created, in_use: false, paused: false, subnet: None }
 }
 
 /// Returns the addresses of a network.

@@ -9,12 +9,13 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{ADDRESS, End, Script};
-use crate::engine::{ContainerSpec, ContainerState, Exit, Mount, OutputFrame, OutputStream};
+use crate::engine::{ContainerSpec, ContainerState, Exit, Link, Mount, OutputFrame, OutputStream};
 
 pub(super) struct Container {
     pub(super) spec: ContainerSpec,
     pub(super) input: Option<Vec<u8>>,
     pub(super) paused: bool,
+    pub(super) links: Vec<Link>,
     script: Script,
     life: watch::Sender<Life>,
 }
@@ -39,7 +40,7 @@ impl Life {
 
 impl Container {
     pub(super) fn new(spec: ContainerSpec, script: Script) -> Self {
-        Self { spec, input: None, paused: false, script, life: watch::Sender::new(Life::default()) }
+        Self { spec, input: None, paused: false, links: Vec::new(), script, life: watch::Sender::new(Life::default()) }
     }
 
     pub(super) fn start(&mut self, now: Instant, input: Option<&[u8]>) {
@@ -47,6 +48,12 @@ impl Container {
             return;
         }
         self.input = input.map(<[u8]>::to_vec);
+        let link = |network: &String| Link {
+            network: network.clone(),
+            address: self.script.address.unwrap_or(ADDRESS),
+            aliases: self.spec.aliases.clone(),
+        };
+        self.links = self.spec.network.iter().map(link).collect();
         self.life.send_modify(|life| life.started = Some(now));
     }
 
@@ -65,7 +72,7 @@ impl Container {
             (None, _) => ContainerState::Created,
             (Some(_), Some((end, exit))) if end <= Instant::now() => ContainerState::Exited(exit),
             (Some(_), _) => {
-                let address = self.spec.network.as_ref().map(|_| self.script.address.unwrap_or(ADDRESS));
+                let address = self.links.first().map(|link| link.address);
                 ContainerState::Running { address }
             }
         }

@@ -90,6 +90,10 @@ impl State {
             created: labels.get(label::CREATED).and_then(|text| text.parse().ok()).map(Timestamp),
             labels: labels.clone(),
             in_use,
+            paused: self
+                .containers
+                .get(name)
+                .is_some_and(|container| kind == ObjectKind::Container && container.paused),
             subnet: subnet.cloned(),
         };
         let running = |container: &Container| matches!(container.state(), ContainerState::Running { .. });

@@ -1,0 +1,106 @@
+//! The dead man's switch, as the program that a daemon starts, on real Docker: it acts on what is proven no more, on nothing
+//! else, and leaves when it has nothing to do.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use devfleet_host::engine::ContainerState;
+use devfleet_host::engine::memory::Script;
+use devfleet_host::freeze::{Deadlines, Proofs};
+use devfleet_shared::clock::Clock;
+use tokio::process::{Child, Command};
+
+use crate::engine_contract::{BASE, Bench, check, docker_address};
+
+fn start(bench: &Bench, dir: &Path) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_devfleet-host"))
+        .args(["watchdog", "--engine", &docker_address(), "--host", bench.host.as_str(), "--data-dir"])
+        .arg(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the watchdog")
+}
+
+/// Waits until the container is so, or gone.
+async fn until(bench: &Bench, what: &str, is: impl Fn(Option<bool>) -> bool) {
+    let look = async {
+        loop {
+            let found = bench.engine.containers(&bench.labels()).await.expect("a list");
+            if is(found.first().map(|found| found.paused)) {
+                return;
+            }
+            // sleep: a look in a bounded loop
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), look).await.unwrap_or_else(|_| panic!("never {what}"));
+}
+
+#[tokio::test]
+async fn what_is_proven_no_more_is_frozen_cut_and_killed_without_a_daemon() {
+    check(Bench::docker(&[BASE]).await, |bench: Arc<Bench>| async move {
+        let dir = tempfile::tempdir().expect("dir");
+        let network = bench.network("network");
+        bench.engine.ensure_network(&network).await.expect("a network");
+        let mut spec = bench.container("agent", "sleep 600", Script::runs());
+        spec.network = Some(network.name.clone());
+        bench.run(&spec).await;
+        let clock = Clock::system();
+        let proofs = Proofs::open(dir.path().join("proof.json"), clock.clone());
+        proofs.set_deadlines(Deadlines { freeze: Duration::from_secs(2), kill: Duration::from_secs(8) });
+        proofs.proven(clock.boot());
+        let mut first = start(&bench, dir.path());
+        let turn = dir.path().join("watchdog");
+        while !turn.exists() {
+            // sleep: a look in a loop that the test's own bound ends
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut second = start(&bench, dir.path());
+        let left =
+            tokio::time::timeout(Duration::from_secs(10), first.wait()).await.expect("the first one is replaced");
+        assert!(left.expect("a status").success());
+        // Proven for longer than the freeze takes: nothing happens to it.
+        for _ in 0..8 {
+            proofs.proven(clock.boot());
+            // sleep: the pace of heartbeats
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let found = bench.engine.containers(&bench.labels()).await.expect("a list");
+            assert!(!found[0].paused, "what is proven is left alone");
+        }
+        until(&bench, "paused", |paused| paused == Some(true)).await;
+        until(&bench, "removed", |paused| paused.is_none()).await;
+        assert_eq!(bench.engine.state(&spec.name).await.expect("an answer"), None);
+        assert!(second.try_wait().expect("a status").is_none(), "it stays beside its daemon");
+        drop(second.stdin.take());
+        let left = tokio::time::timeout(Duration::from_secs(10), second.wait()).await.expect("it leaves");
+        assert!(left.expect("a status").success());
+        let note = std::fs::read_to_string(dir.path().join(format!("frozen/{}.json", spec.name))).expect("a note");
+        assert!(note.contains(&network.name), "it was cut: {note}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_a_daemon_it_stays_for_as_long_as_something_runs_that_is_proven() {
+    check(Bench::docker(&[BASE]).await, |bench: Arc<Bench>| async move {
+        let dir = tempfile::tempdir().expect("dir");
+        let spec = bench.container("agent", "sleep 600", Script::runs());
+        bench.run(&spec).await;
+        let clock = Clock::system();
+        Proofs::open(dir.path().join("proof.json"), clock.clone()).proven(clock.boot());
+        let mut watchdog = start(&bench, dir.path());
+        drop(watchdog.stdin.take());
+        let early = tokio::time::timeout(Duration::from_secs(4), watchdog.wait()).await;
+        assert!(early.is_err(), "it left something that runs: {early:?}");
+        let state = bench.engine.state(&spec.name).await.expect("an answer");
+        assert!(matches!(state, Some(ContainerState::Running { .. })), "{state:?}");
+        bench.clean().await;
+        let left = tokio::time::timeout(Duration::from_secs(10), watchdog.wait()).await.expect("it leaves");
+        assert!(left.expect("a status").success());
+    })
+    .await;
+}
