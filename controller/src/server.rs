@@ -218,20 +218,11 @@ pub async fn start_on<L: Listener>(
     };
     let (timers, of_sessions) = (config.timers, sessions.clone());
     let parts = SessionParts { view: view.clone(), jobs, sessions: of_sessions, logs: logs.clone(), prover, timers };
-    let session_service = SessionService {
-        parts,
-        forges,
-        logs: logs.clone(),
-        artifacts,
-        shutdown: shutdown.clone(),
-        tasks: tasks.clone(),
-    };
-    let peers = config.address.clone().unwrap_or_else(|| default_address(config, address));
-    let leader = Leader::new(store.clone(), clock, id.clone(), peers);
+    let session = SessionService { parts, forges, artifacts, shutdown: shutdown.clone(), tasks: tasks.clone() };
+    let leader = Leader::new(store.clone(), clock, id.clone(), own_address(config, address));
     let term = leader.term.subscribe();
     let passing = Passing::new(term.clone(), view.clone(), authority.clone(), id.clone(), reach);
-    let services =
-        Services { jobs: jobs_service, fleet: fleet_service, session: session_service, passing: Arc::new(passing) };
+    let services = Services { jobs: jobs_service, fleet: fleet_service, session, passing: Arc::new(passing) };
 
     lead_only.extend([Arc::new(reconciler) as Arc<dyn LeadOnly>, Arc::new(Compaction { store: store.clone() })]);
     tasks.spawn(Presence::of(&leader).run(shutdown.clone()));
@@ -247,8 +238,11 @@ pub async fn start_on<L: Listener>(
     Ok(Running { address, authority, tokens, view, id, store, shutdown, tasks, _lock: lock })
 }
 
-/// Where others reach a controller that does not say so.
-fn default_address(config: &Config, listening: SocketAddr) -> String {
+/// Where others reach this controller: as its settings say, else by its first name.
+fn own_address(config: &Config, listening: SocketAddr) -> String {
+    if let Some(address) = &config.address {
+        return address.clone();
+    }
     let name = config.names.first().map_or("localhost", String::as_str);
     let name = if name.contains(':') { format!("[{name}]") } else { name.to_owned() };
     format!("https://{name}:{}", listening.port())

@@ -4,6 +4,7 @@ mod attempt;
 mod engine_contract;
 mod environment;
 mod freeze;
+mod frozen;
 mod ledger;
 mod mirror;
 mod output;

@@ -386,7 +386,7 @@ pub(crate) async fn until(what: &str, so: impl Fn() -> bool) {
     until_async(what, async || so()).await;
 }
 
-async fn until_async(what: &str, so: impl AsyncFn() -> bool) {
+pub(crate) async fn until_async(what: &str, so: impl AsyncFn() -> bool) {
     let mut looks = tokio::time::interval(Duration::from_millis(1));
     let looking = async {
         while !so().await {

@@ -20,7 +20,7 @@ use crate::artifacts::{Artifacts, DIFF_BYTES};
 use crate::forges::{Forges, OpenForgeError};
 use crate::hosts;
 use crate::jobs::Claim;
-use crate::logs::{JobLogs, LogError};
+use crate::logs::LogError;
 use crate::project::ProjectConfig;
 use crate::secrets;
 use crate::sessions::stream::{Session, SessionParts};
@@ -38,8 +38,6 @@ pub struct SessionService {
     pub parts: SessionParts,
     /// Opens forges.
     pub forges: Forges,
-    /// Job output.
-    pub logs: JobLogs,
     /// What jobs leave behind.
     pub artifacts: Artifacts,
     /// Ends all sessions.
@@ -188,7 +186,7 @@ impl SessionService {
         if !had {
             return Ok(refuse());
         }
-        match self.logs.append(&claim.job, &claim.attempt, chunk).await {
+        match self.parts.logs.append(&claim.job, &claim.attempt, chunk).await {
             Ok(offset) => Ok(v1::LogAck { attempt: claim.attempt.to_string(), offset, refused: false }),
             Err(error @ LogError::Full { .. }) => {
                 warn!(job = %claim.job, attempt = %claim.attempt, error = %Chain(&error), "a log is full");

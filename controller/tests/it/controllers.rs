@@ -184,10 +184,15 @@ async fn a_host_with_a_list_of_controllers_goes_to_the_next_when_its_own_dies_an
 
     let (_up, mut down) = welcomed_by(|| identity.channel_to(Arc::clone(&endpoints)).expect("channel")).await;
     assert_eq!(endpoints.current(), url(&first));
-    let listed = controllers(&second, &operator).await;
-    let leads: Vec<_> = listed.iter().filter(|one| one.leads && one.leads_since_unix_ms > 0).collect();
-    assert_eq!((listed.len(), leads.len()), (2, 1), "{listed:?}");
-    let led = leads[0].id.clone();
+    // What another one wrote is seen a moment later.
+    let led = crate::support::site::wait_async("two controllers, of which one leads", async || {
+        let listed = controllers(&second, &operator).await;
+        let mut leads = listed.iter().filter(|one| one.leads && one.leads_since_unix_ms > 0);
+        let led = leads.next().filter(|_| listed.len() == 2)?;
+        assert!(leads.next().is_none(), "{listed:?}");
+        Some(led.id.clone())
+    })
+    .await;
 
     first.stop().await;
     let ended = tokio::time::timeout(PATIENCE, async { while let Ok(Some(_)) = down.message().await {} }).await;
@@ -195,8 +200,11 @@ async fn a_host_with_a_list_of_controllers_goes_to_the_next_when_its_own_dies_an
     let (_up, _down) = welcomed_by(|| identity.channel_to(Arc::clone(&endpoints)).expect("channel")).await;
     assert_eq!(endpoints.current(), url(&second), "the list was gone through");
     assert_eq!(connected(&second, &operator).await, ["host-1"]);
-    let left = controllers(&second, &operator).await;
-    assert!(left.len() == 1 && left[0].leads && left[0].id != led, "{left:?}");
+    crate::support::site::wait_async("the other one alone, and it leads", async || {
+        let left = controllers(&second, &operator).await;
+        (left.len() == 1 && left[0].leads && left[0].id != led).then_some(())
+    })
+    .await;
     second.stop().await;
 }
 

@@ -18,10 +18,14 @@ async fn patient(site: &Site, name: &str, more: &str) {
     site.apply(&format!("{text}{SMALL}")).await;
 }
 
-/// Lets the agent of a job go on.
-fn go(job: &v1::Job) {
-    let attempt = &job.attempts.last().expect("an attempt").id;
-    docker(&["exec", &format!("devbox-{attempt}-agent"), "touch", "/tmp/go"]);
+/// Lets the agent of a job go on, as soon as its container has started: the phase is told before.
+async fn go(job: &v1::Job) {
+    let agent = format!("devbox-{}-agent", job.attempts.last().expect("an attempt").id);
+    let sign = async || {
+        let told = std::process::Command::new("docker").args(["exec", &agent, "touch", "/tmp/go"]).output();
+        told.expect("docker can be run").status.success().then_some(())
+    };
+    wait_async("the agent takes the sign", sign).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,7 +65,7 @@ async fn a_drained_host_gives_its_job_back_uncharged_and_has_it_again_once_it_is
     assert_eq!(resumed.expect("resumed").into_inner().state, "active");
     for id in [&job.id, &second.id] {
         let running = site.in_phase(id, "agent").await;
-        go(&running);
+        go(&running).await;
         assert_eq!(site.ended(id).await.outcome, "succeeded");
     }
     assert_eq!(site.job(&job.id).await.attempts.len(), 2);
@@ -92,7 +96,7 @@ async fn a_removed_host_stops_what_it_has_says_what_to_do_and_joins_anew_with_a_
     let again = |job: &v1::Job| job.attempts.len() == 2 && attempt_phase(job) == "agent";
     let running = site.until(&job.id, "another attempt", again).await;
     assert_eq!(running.attempts[1].host, after.id);
-    go(&running);
+    go(&running).await;
     assert_eq!(site.ended(&job.id).await.outcome, "succeeded");
 }
 
@@ -109,7 +113,7 @@ async fn labels_and_runtimes_decide_where_a_job_goes_and_the_runtime_reaches_the
     let running = site.in_phase(&job.id, "agent").await;
     let agent = format!("devbox-{}-agent", running.attempts[0].id);
     assert_eq!(docker(&["inspect", "--format", "{{.HostConfig.Runtime}}", &agent]).trim(), "runc");
-    go(&running);
+    go(&running).await;
     assert_eq!(site.ended(&job.id).await.outcome, "succeeded");
 
     patient(&site, "elsewhere", "runtime = \"no-such-runtime\"").await;
