@@ -5,7 +5,7 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use super::scene::{CHECK, SMALL, ci, project};
-use crate::support::site::{Site, attempt_phase, docker, wait_async};
+use crate::support::site::{Site, attempt_phase, wait_async};
 
 /// An agent that waits for a sign, so that a test decides when it goes on.
 const PATIENT: &str = "while [ ! -e /tmp/go ]; do sleep 0.2; done; echo 42 > answer.txt\n";
@@ -112,7 +112,15 @@ async fn labels_and_runtimes_decide_where_a_job_goes_and_the_runtime_reaches_the
     site.connection().fleet().label_host(label).await.expect("labelled");
     let running = site.in_phase(&job.id, "agent").await;
     let agent = format!("devbox-{}-agent", running.attempts[0].id);
-    assert_eq!(docker(&["inspect", "--format", "{{.HostConfig.Runtime}}", &agent]).trim(), "runc");
+    // The phase is told before there is a container.
+    let runtime = wait_async("the agent's container", async || {
+        let asked = std::process::Command::new("docker")
+            .args(["inspect", "--format", "{{.HostConfig.Runtime}}", &agent])
+            .output()
+            .expect("docker can be run");
+        asked.status.success().then(|| String::from_utf8_lossy(&asked.stdout).trim().to_owned())
+    });
+    assert_eq!(runtime.await, "runc");
     go(&running).await;
     assert_eq!(site.ended(&job.id).await.outcome, "succeeded");
 

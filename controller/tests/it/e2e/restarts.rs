@@ -1,7 +1,7 @@
 //! Both programs are killed in each phase of a job: the job goes on, nothing runs twice, no line of its log is lost.
 
-use super::scene::{CHECK, PYTHON, SMALL, project};
-use crate::support::site::{Repository, Site};
+use super::scene::{CHECK, PYTHON, SMALL, ci, project};
+use crate::support::site::{Repository, Site, docker, wait_for};
 
 /// How many lines the agent of these scenes writes.
 const LINES: usize = 40;
@@ -58,6 +58,35 @@ async fn the_controller_is_killed_in_each_phase() {
         site.kill_controller().await;
         check(&site, repository, &job.id, phase).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_daemon_that_stands_still_cannot_freeze_is_frozen_by_its_watchdog_and_goes_on_with_it() {
+    let site = Site::usual().await;
+    let agent = "echo run >> runs.txt\nwhile [ ! -e /tmp/go ]; do sleep 0.2; done\necho 42 > answer.txt\n";
+    let repository =
+        site.repository("still", &[(".gitlab-ci.yml", &ci("")), ("check.sh", CHECK), ("answer.txt", "41\n")]);
+    let path = repository.path.display().to_string();
+    site.apply(&format!("{}{SMALL}", project("still", &path, agent, "approval = \"auto\""))).await;
+    let job = site.submit("still", "goes on").await;
+    let running = site.in_phase(&job.id, "agent").await;
+    let agent = format!("devbox-{}-agent", running.attempts[0].id);
+    let state = |of: &str| {
+        let asked = std::process::Command::new("docker").args(["inspect", "--format", of, &agent]).output();
+        String::from_utf8_lossy(&asked.expect("docker can be run").stdout).trim().to_owned()
+    };
+    wait_for("the agent runs", || (state("{{.State.Running}}") == "true").then_some(())).await;
+    site.signal_host("STOP");
+    wait_for("the agent is paused", || (state("{{.State.Paused}}") == "true").then_some(())).await;
+    wait_for("it is in no network", || (state("{{len .NetworkSettings.Networks}}") == "0").then_some(())).await;
+    site.signal_host("CONT");
+    wait_for("it goes on", || (state("{{.State.Paused}}") == "false").then_some(())).await;
+    docker(&["exec", &agent, "touch", "/tmp/go"]);
+    let job = site.ended(&job.id).await;
+    assert_eq!((job.outcome.as_str(), job.attempts.len()), ("succeeded", 1), "{job:#?}\n{}", site.program_logs());
+    let branch = job.merge_request.expect("a merge request").source_branch;
+    assert_eq!(repository.file(&branch, "runs.txt"), "run\n", "the agent ran once");
+    assert_eq!(site.leftovers(), Vec::<String>::new());
 }
 
 async fn projects(site: &Site) -> Vec<Repository> {

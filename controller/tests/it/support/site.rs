@@ -265,6 +265,11 @@ impl Site {
         self.host = Some(Program::host(self.dir.path(), None));
     }
 
+    /// Sends the host daemon a signal by name: `STOP`, `CONT`.
+    pub(crate) fn signal_host(&self, name: &str) {
+        self.host.as_ref().expect("it runs").signal(name);
+    }
+
     /// Ends the host daemon with SIGKILL, and starts it with a new join token.
     pub(crate) async fn rejoin_host(&mut self) {
         self.host.take().expect("it runs").kill();

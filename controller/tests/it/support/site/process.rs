@@ -34,6 +34,12 @@ impl Program {
         Self(child.unwrap_or_else(|error| panic!("{:?} cannot be started: {error}", command.get_program())))
     }
 
+    /// Sends it a signal by name: `STOP`, `CONT`.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status();
+        assert!(sent.expect("kill can be run").success(), "{name} is not sent");
+    }
+
     /// Ends it with SIGKILL and waits until it is gone.
     pub(crate) fn kill(mut self) {
         drop(self.0.kill());
