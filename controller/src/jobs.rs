@@ -357,6 +357,11 @@ impl Jobs {
         }
     }
 
+    /// Returns the revision of a job's last change, as the store has it; `None` if there is no such job.
+    pub async fn revision(&self, job: &JobId) -> Result<Option<Revision>, JobError> {
+        Ok(self.store.get(&key::state(job)).await?.map(|entry| entry.modified))
+    }
+
     /// Reads what a job is to publish.
     pub async fn publish_record(&self, job: &JobId) -> Result<Option<PublishRecord>, JobError> {
         let key = key::publish(job);

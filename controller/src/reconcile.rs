@@ -192,10 +192,10 @@ impl Errand {
     /// still saw the old state would do it all again.
     async fn run(self) -> JobId {
         self.attempt().await;
-        let (id, before) = (&self.job.spec.id, self.job.state_revision);
-        let moved = |records: &Records| records.job(id).is_none_or(|job| job.state_revision > before).then_some(());
-        // Some errands change nothing.
-        drop(tokio::time::timeout(SETTLE, self.view.until(moved)).await);
+        // An errand moves its job once, several times or not at all: what the store says now is what is to be seen.
+        if let Ok(Some(revision)) = self.gates.jobs.revision(&self.job.spec.id).await {
+            drop(tokio::time::timeout(SETTLE, self.view.reach(revision)).await);
+        }
         self.job.spec.id.clone()
     }
 

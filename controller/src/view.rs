@@ -262,8 +262,8 @@ impl View {
         drop(self.seen.subscribe().wait_for(|seen| *seen >= revision).await);
     }
 
-    /// Follows the store until the shutdown. A broken watch is re-opened from the last revision, a compacted one is
-    /// replaced by reading everything anew.
+    /// Follows the store until the shutdown. A broken watch is re-opened from the last revision, that one included: it may
+    /// have been seen in part, and to see a change twice does no harm. A compacted one is replaced by reading everything anew.
     pub async fn follow(self: Arc<Self>, store: SharedStore, shutdown: CancellationToken) {
         let backoff = Backoff { first: Duration::from_millis(50), ceiling: Duration::from_secs(2) };
         let mut tries = 0;
@@ -289,7 +289,7 @@ impl View {
     }
 
     async fn watch(&self, store: &SharedStore, tries: &mut u32) -> Result<(), RecordError> {
-        let from = *self.revision.borrow() + 1;
+        let from = (*self.revision.borrow()).max(1);
         let mut events = store.watch(PREFIX, from).await?;
         while let Some(event) = events.next().await {
             self.apply(&event?);

@@ -36,7 +36,7 @@ impl Bench {
         Self { jobs: Jobs::new(store.clone(), clock), store, _directory: directory }
     }
 
-    async fn submitted(&self) -> JobId {
+    pub(crate) async fn submitted(&self) -> JobId {
         let spec = spec();
         let key = Digest::of(spec.id.as_str().as_bytes());
         let (id, new) = self.jobs.submit(&spec, &key, &key).await.expect("submitted");

@@ -18,3 +18,4 @@ mod reclaim;
 mod store_contract;
 mod store_crash;
 mod support;
+mod view;

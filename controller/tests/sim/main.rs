@@ -24,9 +24,6 @@ use fleet::Fleet;
 use plan::{Mutant, Plan};
 
 const SEEDS: u64 = 200;
-/// Seeds that show a defect that is not mended yet, by name so that nobody forgets it: in 187 a job stays queued without an
-/// attempt. `one_seed` still plays them.
-const OPEN: [u64; 1] = [187];
 const SEED: &str = "DEVFLEET_SIM_SEED";
 const MUTANT: &str = "DEVFLEET_SIM_MUTANT";
 const TRACE: &str = "trace ";
@@ -67,9 +64,6 @@ fn run_all(mutant: Option<Mutant>, stop_at_first: bool) -> Vec<(u64, String)> {
             if seed >= variable("DEVFLEET_SIM_SEEDS").map_or(SEEDS, |count| count.parse().expect("a number")) || enough
             {
                 return;
-            }
-            if OPEN.contains(&seed) {
-                continue;
             }
             let outcome = run(seed, mutant);
             if !outcome.went_well {

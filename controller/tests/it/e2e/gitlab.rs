@@ -90,6 +90,7 @@ async fn a_job_goes_from_submission_to_one_merge_request_and_leaves_no_secret_be
     let merge_request = job.merge_request.expect("a merge request");
     let standing = gitlab.merge_requests(&app);
     assert_eq!(standing.len(), 1);
+    assert_eq!(gitlab.count(Route::Lint), 1, "its gates were passed once");
     assert_eq!(standing[0].sha, merge_request.commit);
     assert_eq!(standing[0].target_branch, "main");
     let description = &standing[0].description;

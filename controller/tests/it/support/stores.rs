@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use devfleet_controller::store::{
     Commit, Entry, LeaseId, Revision, SharedStore, Snapshot, Store, StoreError, Transaction, WatchEvent,
 };
+use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 
 /// How a store behaves.
@@ -16,6 +17,8 @@ pub(crate) enum Mood {
     Honest,
     /// No call is ever answered.
     Silent,
+    /// The next watch breaks off after its first event; then as the one behind it.
+    BreaksOnce,
     /// Keep-alives succeed and these entries are read, whatever has become of the lease and the keys: a server that does
     /// not know yet that it was voted out. Transactions are honest: they need a majority.
     Lying(Vec<Entry>),
@@ -36,9 +39,13 @@ impl Moody {
         *self.mood.lock().expect("no test panicked here") = mood;
     }
 
+    pub(crate) fn mood(&self) -> Mood {
+        self.mood.lock().expect("no test panicked here").clone()
+    }
+
     /// Lets a call through, or never ends.
     async fn pass(&self) -> Mood {
-        let mood = self.mood.lock().expect("no test panicked here").clone();
+        let mood = self.mood();
         if mood == Mood::Silent {
             std::future::pending::<()>().await;
         }
@@ -72,8 +79,13 @@ impl Store for Moody {
         prefix: &str,
         from: Revision,
     ) -> Result<BoxStream<'static, Result<WatchEvent, StoreError>>, StoreError> {
-        self.pass().await;
-        self.inner.watch(prefix, from).await
+        let mood = self.pass().await;
+        let events = self.inner.watch(prefix, from).await?;
+        if mood == Mood::BreaksOnce {
+            self.set(Mood::Honest);
+            return Ok(events.take(1).boxed());
+        }
+        Ok(events)
     }
 
     async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
