@@ -3,7 +3,7 @@
 //! The Docker half needs the engine of this machine and the test images; what is missing is said, never skipped.
 
 use std::collections::BTreeMap;
-use std::future::Future;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use devfleet_host::engine::{
     ObjectKind, ObjectRef, OutputFrame, OutputStream, SharedEngine, label,
 };
 use devfleet_shared::id::{AttemptId, HostId};
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 
 /// Returns where the Docker to test against listens: `DOCKER_HOST`, as its own client has it, or the usual socket.
 pub(crate) fn docker_address() -> String {
@@ -124,16 +124,12 @@ impl Bench {
 }
 
 /// Runs a test and cleans up after it, also when it fails.
-pub(crate) async fn check<F, Fut>(bench: Bench, test: F)
-where
-    F: FnOnce(Arc<Bench>) -> Fut,
-    Fut: Future<Output = ()> + Send + 'static,
-{
+pub(crate) async fn check(bench: Bench, test: impl AsyncFnOnce(Arc<Bench>)) {
     let bench = Arc::new(bench);
-    let outcome = tokio::spawn(test(bench.clone())).await;
+    let outcome = AssertUnwindSafe(test(Arc::clone(&bench))).catch_unwind().await;
     bench.clean().await;
-    if let Err(error) = outcome {
-        std::panic::resume_unwind(error.into_panic());
+    if let Err(panic) = outcome {
+        resume_unwind(panic);
     }
 }
 
@@ -377,7 +373,7 @@ async fn a_paused_container_is_taken_out_of_its_network_and_put_back_as_it_was(b
 
 #[tokio::test]
 async fn on_docker_a_paused_container_stands_still() {
-    check(Bench::docker(&[BASE]).await, |bench: Arc<Bench>| async move {
+    check(Bench::docker(&[BASE]).await, async |bench| {
         let spec = bench.container("agent", "sleep 1; exit 7", Script::runs());
         bench.run(&spec).await;
         bench.engine.pause(&spec.name).await.expect("paused");
@@ -469,7 +465,7 @@ fn build(bench: &Bench, dockerfile: &str) -> ImageBuild {
 #[tokio::test]
 async fn docker_builds_with_arguments_files_and_labels() {
     let bench = Bench::docker(&[BASE]).await;
-    check(bench, |bench| async move {
+    check(bench, async |bench| {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("agent"), b"#!/bin/sh\necho from the file\n").expect("a file");
         let mut build =
@@ -488,7 +484,7 @@ async fn docker_builds_with_arguments_files_and_labels() {
 #[tokio::test]
 async fn docker_shows_the_end_of_a_failed_build_and_leaves_no_container() {
     let bench = Bench::docker(&[BASE, "devfleet-test/noshell:1"]).await;
-    check(bench, |bench| async move {
+    check(bench, async |bench| {
         let ours = format!("LABEL {}={}", label::HOST, bench.host);
         let mut failing = build(&bench, &format!("FROM {BASE}\n{ours}\nRUN echo the reason >&2; exit 42\n"));
         failing.tag.push_str("-failing");
@@ -506,7 +502,7 @@ async fn docker_shows_the_end_of_a_failed_build_and_leaves_no_container() {
 #[tokio::test]
 async fn docker_says_when_a_program_cannot_be_run() {
     let bench = Bench::docker(&["devfleet-test/noshell:1"]).await;
-    check(bench, |bench| async move {
+    check(bench, async |bench| {
         let mut spec = bench.container("agent", "true", Script::default());
         spec.image = "devfleet-test/noshell:1".into();
         // With an init process it is that one that fails, later, with status 127.
@@ -521,7 +517,7 @@ async fn docker_says_when_a_program_cannot_be_run() {
 #[tokio::test]
 async fn docker_containers_have_nothing_that_was_not_wished_for() {
     let bench = Bench::docker(&[BASE]).await;
-    check(bench, |bench| async move {
+    check(bench, async |bench| {
         let script = "grep -E '^(CapBnd|NoNewPrivs):' /proc/self/status; ls /sys/class/net; \
                       mount | grep -c docker.sock || true; ulimit -n; cat /proc/1/comm; touch /mirror/x 2>&1 || echo sealed";
         let folder = tempfile::tempdir().expect("a folder");
@@ -569,7 +565,7 @@ async fn docker_containers_have_nothing_that_was_not_wished_for() {
 #[tokio::test]
 async fn docker_says_when_memory_ran_out() {
     let bench = Bench::docker(&[BASE]).await;
-    check(bench, |bench| async move {
+    check(bench, async |bench| {
         let mut spec = bench.container("agent", "exec tail /dev/zero", Script::default());
         spec.memory_bytes = 32 << 20;
         bench.run(&spec).await;
@@ -582,7 +578,7 @@ async fn docker_says_when_memory_ran_out() {
 #[tokio::test]
 async fn long_lines_come_back_whole_and_can_be_resumed() {
     let bench = Bench::docker(&[BASE]).await;
-    check(bench, |bench| async move {
+    check(bench, async |bench| {
         let mut spec =
             bench.container("agent", "head -c 100000 /dev/zero | tr '\\0' x; echo; echo after", Script::default());
         spec.keep_output = true;
@@ -633,7 +629,7 @@ async fn an_engine_that_is_not_there_is_told_from_one_that_is_too_old() {
 
 #[tokio::test]
 async fn networks_that_share_a_name_are_all_removed() {
-    check(Bench::docker(&[]).await, |bench| async move {
+    check(Bench::docker(&[]).await, async |bench| {
         let network = bench.network("network");
         let prefix = network.subnet.rsplit_once('.').expect("addresses").0.to_owned();
         // Docker 25 and later keep names unique by themselves, and answer the second with a conflict.
@@ -687,7 +683,7 @@ async fn cutting_proxy(path: std::path::PathBuf, mut cut: tokio::sync::watch::Re
 #[tokio::test]
 async fn a_wait_that_is_cut_goes_on_and_output_can_be_resumed() {
     let bench = Bench::docker(&[BASE]).await;
-    check(bench, |bench| async move {
+    check(bench, async |bench| {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("proxy.sock");
         let (cut, cuts) = tokio::sync::watch::channel(0);

@@ -1,32 +1,20 @@
 //! Freezing on real Docker: no way out meanwhile, and everything as it was afterwards, open connections too.
 
-use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use devfleet_host::engine::memory::Script;
 use devfleet_host::engine::{ContainerSpec, FoundObject};
 use devfleet_host::freeze::{Hand, Stance};
-use futures_util::FutureExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::engine_contract::Bench;
-use crate::world::until_async;
+use crate::engine_contract::{Bench, check};
+use crate::world::until_real;
 
 const PYTHON: &str = "devfleet-test/python:3.11";
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Runs a test and cleans up after it, also when it fails.
-async fn check(bench: Bench, test: impl AsyncFnOnce(Arc<Bench>)) {
-    let bench = Arc::new(bench);
-    let outcome = AssertUnwindSafe(test(Arc::clone(&bench))).catch_unwind().await;
-    bench.clean().await;
-    if let Err(panic) = outcome {
-        resume_unwind(panic);
-    }
-}
 
 async fn found(bench: &Bench, role: &str) -> Option<FoundObject> {
     let found = bench.engine.containers(&bench.labels()).await.expect("a list");
@@ -61,7 +49,7 @@ async fn what_is_frozen_has_no_way_out_and_comes_back_as_it_was() {
         let [link] = links.as_slice() else { panic!("{links:?}") };
         assert!(link.network == network.name && link.aliases.contains(&"web".to_owned()), "{link:?}");
         let address = (link.address, 8000);
-        until_async("the server answers", async || TcpStream::connect(address).await.is_ok()).await;
+        until_real("the server answers", async || TcpStream::connect(address).await.is_ok()).await;
         let mut open = TcpStream::connect(address).await.expect("a connection");
         open.write_all(b"GET /hostname HTTP/1.0\r\n").await.expect("half a request");
 

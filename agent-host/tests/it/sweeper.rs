@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use devfleet_host::engine::memory::Fault;
@@ -150,7 +149,7 @@ async fn folders_of_attempts_that_are_over_go_too() {
 
 #[tokio::test]
 async fn docker_is_swept_of_objects_and_of_what_a_build_left() {
-    check(Bench::docker(&[BASE]).await, |bench: Arc<Bench>| async move {
+    check(Bench::docker(&[BASE]).await, async |bench| {
         let folder = tempfile::tempdir().expect("a folder");
         let now = Clock::system().now();
         let (mine, stale) = (bench.attempt.clone(), AttemptId::random());

@@ -3,7 +3,6 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
 use devfleet_host::engine::ContainerState;
@@ -13,6 +12,7 @@ use devfleet_shared::clock::Clock;
 use tokio::process::{Child, Command};
 
 use crate::engine_contract::{BASE, Bench, check, docker_address};
+use crate::world::until_real;
 
 fn start(bench: &Bench, dir: &Path) -> Child {
     Command::new(env!("CARGO_BIN_EXE_devfleet-host"))
@@ -27,22 +27,16 @@ fn start(bench: &Bench, dir: &Path) -> Child {
 
 /// Waits until the container is so, or gone.
 async fn until(bench: &Bench, what: &str, is: impl Fn(Option<bool>) -> bool) {
-    let look = async {
-        loop {
-            let found = bench.engine.containers(&bench.labels()).await.expect("a list");
-            if is(found.first().map(|found| found.paused)) {
-                return;
-            }
-            // sleep: a look in a bounded loop
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+    let look = async || {
+        let found = bench.engine.containers(&bench.labels()).await.expect("a list");
+        is(found.first().map(|found| found.paused))
     };
-    tokio::time::timeout(Duration::from_secs(30), look).await.unwrap_or_else(|_| panic!("never {what}"));
+    until_real(what, look).await;
 }
 
 #[tokio::test]
 async fn what_is_proven_no_more_is_frozen_cut_and_killed_without_a_daemon() {
-    check(Bench::docker(&[BASE]).await, |bench: Arc<Bench>| async move {
+    check(Bench::docker(&[BASE]).await, async |bench| {
         let dir = tempfile::tempdir().expect("dir");
         let network = bench.network("network");
         bench.engine.ensure_network(&network).await.expect("a network");
@@ -55,19 +49,16 @@ async fn what_is_proven_no_more_is_frozen_cut_and_killed_without_a_daemon() {
         proofs.proven(clock.boot());
         let mut first = start(&bench, dir.path());
         let turn = dir.path().join("watchdog");
-        while !turn.exists() {
-            // sleep: a look in a loop that the test's own bound ends
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until_real("the first one's turn", async || turn.exists()).await;
         let mut second = start(&bench, dir.path());
         let left =
             tokio::time::timeout(Duration::from_secs(10), first.wait()).await.expect("the first one is replaced");
         assert!(left.expect("a status").success());
         // Proven for longer than the freeze takes: nothing happens to it.
-        for _ in 0..8 {
+        let mut heartbeats = tokio::time::interval(Duration::from_millis(500));
+        for _ in 0..9 {
+            heartbeats.tick().await;
             proofs.proven(clock.boot());
-            // sleep: the pace of heartbeats
-            tokio::time::sleep(Duration::from_millis(500)).await;
             let found = bench.engine.containers(&bench.labels()).await.expect("a list");
             assert!(!found[0].paused, "what is proven is left alone");
         }
@@ -86,7 +77,7 @@ async fn what_is_proven_no_more_is_frozen_cut_and_killed_without_a_daemon() {
 
 #[tokio::test]
 async fn without_a_daemon_it_stays_for_as_long_as_something_runs_that_is_proven() {
-    check(Bench::docker(&[BASE]).await, |bench: Arc<Bench>| async move {
+    check(Bench::docker(&[BASE]).await, async |bench| {
         let dir = tempfile::tempdir().expect("dir");
         let spec = bench.container("agent", "sleep 600", Script::runs());
         bench.run(&spec).await;

@@ -386,14 +386,23 @@ pub(crate) async fn until(what: &str, so: impl Fn() -> bool) {
     until_async(what, async || so()).await;
 }
 
-pub(crate) async fn until_async(what: &str, so: impl AsyncFn() -> bool) {
-    let mut looks = tokio::time::interval(Duration::from_millis(1));
+async fn until_async(what: &str, so: impl AsyncFn() -> bool) {
+    within(Duration::from_secs(3_600), Duration::from_millis(1), what, so).await;
+}
+
+/// Waits until something is so on the real engine, for at most a minute.
+pub(crate) async fn until_real(what: &str, so: impl AsyncFn() -> bool) {
+    within(Duration::from_secs(60), Duration::from_millis(50), what, so).await;
+}
+
+async fn within(time: Duration, pace: Duration, what: &str, so: impl AsyncFn() -> bool) {
+    let mut looks = tokio::time::interval(pace);
     let looking = async {
         while !so().await {
             looks.tick().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(3_600), looking).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(time, looking).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 fn assignment() -> Assignment {

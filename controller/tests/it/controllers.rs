@@ -25,6 +25,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Streaming};
 
 use crate::support::etcd::Cluster;
+use crate::support::looking;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -45,16 +46,8 @@ async fn start(config: &Config) -> Running {
 }
 
 async fn leader_of(store: &SharedStore) -> Vec<u8> {
-    let looking = async {
-        loop {
-            if let Some(entry) = store.get(&leader_key()).await.expect("get") {
-                return entry.value;
-            }
-            // sleep: the pace at which the key is looked at
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, looking).await.expect("one leads in time")
+    let leads = async || store.get(&leader_key()).await.expect("get").map(|entry| entry.value);
+    looking::until(PATIENCE, "a leader", leads).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -76,13 +69,8 @@ async fn two_controllers_are_one_fleet_and_when_the_leader_stops_the_other_leads
 
     assert_eq!(leader_of(&store).await, led_by, "it still leads");
     first.stop().await;
-    let moved = async {
-        while leader_of(&store).await == led_by {
-            // sleep: the pace at which the key is looked at
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, moved).await.expect("the other leads in time");
+    let moved = async || (leader_of(&store).await != led_by).then_some(());
+    looking::until(PATIENCE, "the other to lead", moved).await;
     second.stop().await;
 }
 
@@ -106,23 +94,20 @@ async fn welcomed(identity: &HostIdentity, at: &Running) -> (mpsc::Sender<HostMe
 
 /// The same, over such channels.
 async fn welcomed_by(channel: impl Fn() -> Channel) -> (mpsc::Sender<HostMessage>, Streaming<ControllerMessage>) {
-    let opening = async {
-        loop {
-            let (up, messages) = mpsc::channel(4);
-            let hello = v1::Hello { incarnation: "1".into(), ..Default::default() };
-            up.send(HostMessage { kind: Some(host_message::Kind::Hello(hello)) }).await.expect("room");
-            let mut client = SessionClient::new(channel());
-            if let Ok(answer) = client.open(ReceiverStream::new(messages)).await {
-                let mut down = answer.into_inner();
-                if let Ok(Some(ControllerMessage { kind: Some(Kind::Welcome(_)) })) = down.message().await {
-                    return (up, down);
-                }
+    let opening = async || {
+        let (up, messages) = mpsc::channel(4);
+        let hello = v1::Hello { incarnation: "1".into(), ..Default::default() };
+        up.send(HostMessage { kind: Some(host_message::Kind::Hello(hello)) }).await.expect("room");
+        let mut client = SessionClient::new(channel());
+        if let Ok(answer) = client.open(ReceiverStream::new(messages)).await {
+            let mut down = answer.into_inner();
+            if let Ok(Some(ControllerMessage { kind: Some(Kind::Welcome(_)) })) = down.message().await {
+                return Some((up, down));
             }
-            // sleep: the pace of tries, as a host has one
-            tokio::time::sleep(Duration::from_millis(200)).await;
         }
+        None
     };
-    tokio::time::timeout(PATIENCE, opening).await.expect("welcomed in time")
+    looking::until(PATIENCE, "a welcome", opening).await
 }
 
 /// Asks a controller for the hosts that are connected.

@@ -9,6 +9,7 @@ use futures_util::StreamExt as _;
 
 use crate::store_contract::contract;
 use crate::support::etcd::{Cluster, connect};
+use crate::support::looking;
 use crate::support::proxy::{Loses, Proxy};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -79,11 +80,10 @@ async fn members_that_are_killed_cost_time_and_nothing_else() {
         counters.spawn(async move { count_to(&store, 60).await });
     }
     for round in 0..4 {
-        // sleep: some counting between the blows
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        // Some counting between the blows, and some without the member.
+        counted(&watcher, round * 40 + 20).await;
         cluster.kill(round % 3);
-        // sleep: some counting without it
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        counted(&watcher, round * 40 + 40).await;
         cluster.revive(round % 3);
     }
     let done = tokio::time::timeout(PATIENCE, counters.join_all()).await.expect("in time");
@@ -99,6 +99,16 @@ async fn members_that_are_killed_cost_time_and_nothing_else() {
     }
     let expected: Vec<String> = (1..=180).map(|n: u64| n.to_string()).collect();
     assert_eq!(seen, expected, "the watch has no gap and no duplicate");
+}
+
+/// Waits until it was counted so far.
+async fn counted(store: &SharedStore, at_least: usize) {
+    let so_far = async || {
+        let entry = store.get("kill/n").await.ok()??;
+        let count = String::from_utf8_lossy(&entry.value).parse::<usize>().expect("a number");
+        (count >= at_least).then_some(())
+    };
+    looking::until(PATIENCE, "the count to go on", so_far).await;
 }
 
 /// Adds one so many times, whoever else does.

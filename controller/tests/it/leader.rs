@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::support::looking;
 use crate::support::stores::{Mood, Moody};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -155,8 +156,11 @@ async fn one_leads_and_when_it_resigns_the_other_follows_at_once() {
     let term = first.leads().await;
     assert_eq!((term.number, fleet.next().await), (1, (first.id.clone(), 1, true)));
     let mut second = Candidate::new(&fleet);
-    // sleep: longer than a lease: a leader that renews is not followed
-    tokio::time::sleep(TIMERS.lease + TIMERS.renew).await;
+    // For longer than a lease: a leader that renews is not followed.
+    let (begun, lease) = (tokio::time::Instant::now(), TIMERS.lease + TIMERS.renew);
+    let renewed = first.store.kept();
+    let renews = async || (begun.elapsed() > lease && first.store.kept() > renewed).then_some(());
+    looking::until(PATIENCE, "a renewal after the lease", renews).await;
     assert_eq!(*second.term.borrow(), None);
     let before = tokio::time::Instant::now();
     let id = first.id.clone();

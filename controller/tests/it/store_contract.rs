@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::looking;
 use devfleet_controller::store::embedded::Embedded;
 use devfleet_controller::store::memory::MemoryStore;
 use devfleet_controller::store::{
@@ -89,13 +90,8 @@ async fn head(store: &SharedStore) -> Revision {
 }
 
 async fn gone(store: &SharedStore, key: &str) {
-    let looking = async {
-        while store.get(key).await.expect("get").is_some() {
-            // sleep: the pace at which the state is looked at
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, looking).await.expect("the key goes in time");
+    let gone = async || store.get(key).await.expect("get").is_none().then_some(());
+    looking::until(PATIENCE, "the end of the key", gone).await;
 }
 
 async fn reads_what_was_written(store: &SharedStore) {
@@ -339,10 +335,11 @@ async fn a_lease_kept_alive_stays(store: &SharedStore) {
     let (kept, left) = (kept.expect("lease"), left.expect("lease"));
     assert_ne!(kept, left);
     commit(store, vec![], vec![leased("alive/kept", kept), leased("alive/left", left)]).await;
+    // Well within the lease.
+    let mut pace = tokio::time::interval(Duration::from_millis(300));
     let keeping = async {
         loop {
-            // sleep: the pace of keep-alives, well within the lease
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            pace.tick().await;
             store.keep_alive(kept).await.expect("kept alive in time");
         }
     };
@@ -402,11 +399,11 @@ fn open(path: &Path) -> SharedStore {
 #[tokio::test]
 async fn the_memory_store_keeps_the_contract() {
     let store = MemoryStore::new(Clock::system());
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
     let leases = async {
         loop {
+            looks.tick().await;
             store.expire();
-            // sleep: how often leases are looked at
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::select! {

@@ -4,6 +4,7 @@ pub(crate) mod anthropic;
 pub(crate) mod engine;
 pub(crate) mod etcd;
 pub(crate) mod gitlab;
+pub(crate) mod looking;
 pub(crate) mod proxy;
 pub(crate) mod s3;
 pub(crate) mod site;

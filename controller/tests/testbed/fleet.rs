@@ -8,10 +8,10 @@ use std::time::Duration;
 use devfleet_shared::clock::Clock;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::support::looking::until;
+
 /// The bound of every wait: generous, since the machine may be busy; it is reached only when a scene fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
-/// How often a state is looked at while it is awaited.
-const LOOK: Duration = Duration::from_millis(50);
 /// The hosts' nodes.
 pub(crate) const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 
@@ -181,15 +181,7 @@ pub(crate) fn now() -> Duration {
 
 /// Waits for a value that is looked for again and again, with a bound.
 pub(crate) async fn wait_for<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
-    let deadline = now() + PATIENCE;
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(now() < deadline, "waited in vain for {what}");
-        // sleep: the pace of looking in a loop with a bound
-        tokio::time::sleep(LOOK).await;
-    }
+    until(PATIENCE, what, look).await
 }
 
 /// Lets a fault last.

@@ -23,6 +23,7 @@ mod work;
 #[expect(dead_code, reason = "the other test binary uses all of it")]
 mod support {
     pub(crate) mod gitlab;
+    pub(crate) mod looking;
 }
 
 fn main() -> std::process::ExitCode {

@@ -48,14 +48,14 @@ impl People {
     ) -> Result<T, Status> {
         let deadline = now() + PATIENCE;
         let mut turn = 0;
+        let mut asks = tokio::time::interval(std::time::Duration::from_millis(100));
         loop {
             match call(&self.connections[turn % self.connections.len()]).await {
                 Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) if passes(&status) && now() < deadline => turn += 1,
                 Err(status) => return Err(status),
             }
-            // sleep: the pace of asking in a loop with a bound
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            asks.tick().await;
         }
     }
 

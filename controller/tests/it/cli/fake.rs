@@ -7,6 +7,7 @@ use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::looking;
 use devfleet_proto::v1;
 use devfleet_proto::v1::fleet_server::{Fleet, FleetServer};
 use devfleet_proto::v1::jobs_server::{Jobs, JobsServer};
@@ -460,13 +461,6 @@ pub(crate) fn certificates() -> (String, Identity) {
 }
 
 /// Waits until something is so, for at most twenty seconds.
-pub(crate) async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    for _ in 0..400 {
-        if let Some(found) = look() {
-            return found;
-        }
-        // sleep: the pace of looking in a loop with a bound
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("waited too long for {what}");
+pub(crate) async fn until<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+    looking::until(Duration::from_secs(20), what, async || look()).await
 }

@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use super::draft;
 use super::grounds::{GitLabGround, Ground as _, gitlab};
 use crate::support::gitlab::{Fault, LintAnswer, Route, Scope, Standing};
+use crate::support::looking;
 
 const PATIENT: Duration = Duration::from_secs(20);
 
@@ -127,13 +128,8 @@ async fn a_lost_answer_never_makes_a_second_merge_request() {
 
 /// Waits until the stand-in has written this many calls of a route into its ledger.
 async fn all_settled(ground: &GitLabGround, route: Route, calls: usize) {
-    for _ in 0..400 {
-        if ground.stand_in.count(route) >= calls {
-            break;
-        }
-        // sleep: the pace of looking in a loop with a bound
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let settled = async || (ground.stand_in.count(route) >= calls).then_some(());
+    looking::until(Duration::from_secs(20), "the calls", settled).await;
     assert_eq!(ground.stand_in.count(route), calls);
 }
 

@@ -162,13 +162,13 @@ async fn watch_processes(needles: &[&str]) -> (bool, bool) {
         needles.iter().any(|needle| bytes.windows(needle.len()).any(|window| window == needle.as_bytes()))
     };
     let (mut in_arguments, mut in_environment) = (false, false);
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
     for _ in 0..25 {
+        looks.tick().await;
         for process in std::fs::read_dir("/proc").expect("there is a /proc").flatten() {
             in_arguments |= holds(&process.path().join("cmdline"));
             in_environment |= holds(&process.path().join("environ"));
         }
-        // sleep: the pace of looking in a loop with a bound
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     (in_arguments, in_environment)
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::support::looking;
 use devfleet_controller::store::SharedStore;
 use devfleet_controller::store::etcd::{Etcd, EtcdSettings};
 use devfleet_shared::secret::Secret;
@@ -136,16 +137,8 @@ impl Cluster {
 
 /// Connects once the cluster answers.
 pub(crate) async fn connect(settings: EtcdSettings, writer: &str) -> SharedStore {
-    let trying = async {
-        loop {
-            match Etcd::connect(settings.clone(), writer).await {
-                Ok(store) => return store,
-                // sleep: the pace at which the cluster is asked
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, trying).await.expect("etcd answers in time")
+    let connected = async || Etcd::connect(settings.clone(), writer).await.ok();
+    looking::until(PATIENCE, "etcd's answer", connected).await
 }
 
 impl Drop for Cluster {

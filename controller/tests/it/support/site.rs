@@ -9,6 +9,7 @@ mod repository;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::support::looking;
 use devfleet_controller::cli::connection::Connection;
 use devfleet_controller::cli::context::Context;
 use devfleet_proto::v1;
@@ -165,6 +166,7 @@ impl Site {
     /// Waits until a job is as wanted; fails, with what it is and the logs of both programs, if it does not get so.
     pub(crate) async fn until(&self, id: &str, what: &str, wanted: impl Fn(&v1::Job) -> bool) -> v1::Job {
         let deadline = now() + PATIENCE;
+        let mut looks = tokio::time::interval(LOOK);
         loop {
             let job = self.job(id).await;
             if wanted(&job) {
@@ -177,8 +179,7 @@ impl Site {
                 self.log(id).await,
                 self.program_logs()
             );
-            // sleep: the pace of looking in a loop with a bound
-            tokio::time::sleep(LOOK).await;
+            looks.tick().await;
         }
     }
 
@@ -360,15 +361,7 @@ pub(crate) async fn wait_for<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
 
 /// Waits for a value that is looked for asynchronously, with a bound.
 pub(crate) async fn wait_async<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
-    let deadline = now() + PATIENCE;
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(now() < deadline, "waited in vain for {what}");
-        // sleep: the pace of looking in a loop with a bound
-        tokio::time::sleep(LOOK).await;
-    }
+    looking::until(PATIENCE, what, look).await
 }
 
 /// Returns the time since the machine was started.

@@ -1,5 +1,6 @@
 //! Stores that misbehave as real ones do: one that does not answer, one whose answers are no longer true.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,15 +29,21 @@ pub(crate) enum Mood {
 pub(crate) struct Moody {
     inner: SharedStore,
     mood: Mutex<Mood>,
+    kept: AtomicUsize,
 }
 
 impl Moody {
     pub(crate) fn over(inner: SharedStore) -> Arc<Moody> {
-        Arc::new(Moody { inner, mood: Mutex::new(Mood::Honest) })
+        Arc::new(Moody { inner, mood: Mutex::new(Mood::Honest), kept: AtomicUsize::new(0) })
     }
 
     pub(crate) fn set(&self, mood: Mood) {
         *self.mood.lock().expect("no test panicked here") = mood;
+    }
+
+    /// Says how many keep-alives were asked for.
+    pub(crate) fn kept(&self) -> usize {
+        self.kept.load(Ordering::SeqCst)
     }
 
     pub(crate) fn mood(&self) -> Mood {
@@ -94,6 +101,7 @@ impl Store for Moody {
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.kept.fetch_add(1, Ordering::SeqCst);
         match self.pass().await {
             Mood::Lying(_) => Ok(()),
             _ => self.inner.keep_alive(lease).await,
