@@ -156,9 +156,7 @@ impl Piece {
 
     /// Whether it starts something that has to run while the tests do.
     fn starts_daemon(&self) -> bool {
-        let word =
-            |words: &Vec<String>| shell::program(words).first().is_some_and(|name| DAEMONS.contains(&name.as_str()));
-        let starts = |unit: &Unit| purpose::of_unit(unit) == Purpose::State && unit.commands.iter().any(word);
+        let starts = |unit: &Unit| unit.commands.iter().any(|words| purpose::starts_daemon(words));
         self.fate == Fate::Keep && (self.leaves_running || self.units.iter().any(starts))
     }
 
@@ -177,23 +175,6 @@ impl Piece {
         }
     }
 }
-
-/// Programs that start daemons.
-const DAEMONS: [&str; 13] = [
-    "service",
-    "invoke-rc.d",
-    "systemctl",
-    "rc-service",
-    "pg_ctlcluster",
-    "pg_ctl",
-    "postgresql",
-    "mysql",
-    "mariadb",
-    "redis-server",
-    "rabbitmq-server",
-    "xvfb",
-    "dbus",
-];
 
 /// Says why a unit must not run, and keeps in mind where the shell stands.
 fn banned(unit: &Unit, seen: &mut Seen) -> Option<&'static str> {

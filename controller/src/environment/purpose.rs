@@ -176,22 +176,28 @@ fn in_test_folder(words: &[String]) -> bool {
     script && folder.split('/').any(|part| matches!(part, "test" | "tests" | "spec" | "specs" | "t"))
 }
 
+/// Says whether a command starts a daemon in the box.
+pub(super) fn starts_daemon(words: &[String]) -> bool {
+    let words = shell::program(words);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let Some((name, args)) = words.split_first() else { return false };
+    is_start(name, args.iter().copied().find(|word| !word.starts_with('-')).unwrap_or_default(), args)
+}
+
+fn is_start(name: &str, first: &str, args: &[&str]) -> bool {
+    match name {
+        "service" | "invoke-rc.d" | "systemctl" | "rc-service" | "pg_ctlcluster" | "pg_ctl" => {
+            args.iter().any(|word| matches!(*word, "start" | "restart"))
+        }
+        "postgresql" | "mysql" | "mariadb" | "redis-server" | "rabbitmq-server" | "xvfb" | "dbus" => first == "start",
+        _ => false,
+    }
+}
+
 fn shell_words(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
     match name {
         // A daemon lives as long as its container: it has to be started in each.
-        "service" | "invoke-rc.d" if args.iter().any(|word| matches!(*word, "start" | "restart")) => {
-            Some(Purpose::State)
-        }
-        "systemctl" | "rc-service" | "pg_ctlcluster" | "pg_ctl"
-            if args.iter().any(|word| matches!(*word, "start" | "restart")) =>
-        {
-            Some(Purpose::State)
-        }
-        "postgresql" | "mysql" | "mariadb" | "redis-server" | "rabbitmq-server" | "xvfb" | "dbus"
-            if first == "start" =>
-        {
-            Some(Purpose::State)
-        }
+        _ if is_start(name, first, args) => Some(Purpose::State),
         "cd" | "export" | "source" | "." | "set" | "unset" | "alias" | "pushd" | "popd" | "shopt" | "ulimit"
         | "umask" | "eval" | "nvm" | "rvm" | "asdf" | "deactivate" => Some(Purpose::State),
         "conda" if args.contains(&"activate") => Some(Purpose::State),

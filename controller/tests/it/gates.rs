@@ -156,6 +156,18 @@ async fn a_project_can_forbid_overrides_and_a_repository_without_ci_can_live_by_
 }
 
 #[tokio::test]
+async fn a_guess_waits_for_a_person_whatever_the_projects_policy_is() {
+    // No job has an image: it is guessed from what the commands run.
+    let guessed = "test:\n  script: [pip install ., pytest]\n";
+    for (ci, phase) in [(CI, JobPhase::Queued), (guessed, JobPhase::AwaitingApproval)] {
+        let bench = Bench::with(&[(".gitlab-ci.yml", ci)], "approval = \"auto\"").await;
+        let (id, proposal) = bench.passed(None).await;
+        assert!(proposal.expect("a proposal").environment.image.starts_with("python"), "{ci}");
+        assert_eq!(bench.state(&id).await.phase, phase, "{ci}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_declared_is_part_of_what_is_approved() {
     let digest = async |overrides: &str| {
         let bench = Bench::with(&[(".gitlab-ci.yml", CI), (".devfleet.toml", overrides)], "").await;
