@@ -208,15 +208,17 @@ impl Images {
             remember(reference)?;
         }
         let pulled = self.engine.pull(reference, wanted.platform, login).await;
-        let image = pulled.map_err(|source| ImageError::Engine { image: reference.to_owned(), source })?;
+        let image = pulled.map_err(|source| match is_of_other_platform(&source) {
+            true => other_platform(reference),
+            false => ImageError::Engine { image: reference.to_owned(), source },
+        })?;
         let names = [reference, &image.id];
         if login.is_some() || self.private.is_foreign(&names, &pulls.project) {
             names.into_iter().try_for_each(remember)?;
         }
         if !wanted.accepts(&image.platform) {
-            // Docker takes an image that its registry has for one platform, whichever was asked for.
-            let why = "its registry does not have it for the platform that the CI configuration names; correct `docker: platform`, or choose another image";
-            return Err(ImageError::Unusable { image: reference.to_owned(), why });
+            // Docker 20.10 takes an image that its registry has for one platform, whichever was asked for; later ones refuse.
+            return Err(other_platform(reference));
         }
         Ok(image)
     }
@@ -282,6 +284,16 @@ impl Images {
         flights.insert(name.to_owned(), Arc::downgrade(&lock));
         lock
     }
+}
+
+fn is_of_other_platform(error: &EngineError) -> bool {
+    let says = ["does not match the specified platform", "no matching manifest for"];
+    matches!(error, EngineError::Pull { detail, .. } if says.iter().any(|text| detail.contains(text)))
+}
+
+fn other_platform(image: &str) -> ImageError {
+    let why = "its registry does not have it for the platform that is wanted; correct `docker: platform` of the CI configuration, or choose another image";
+    ImageError::Unusable { image: image.to_owned(), why }
 }
 
 /// Returns the cache key: over everything that goes into the image.
