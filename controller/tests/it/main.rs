@@ -12,6 +12,7 @@ mod identity;
 mod jobs;
 mod leader;
 mod logs;
+mod migrate;
 mod proving;
 mod quarantine;
 mod reclaim;
