@@ -35,6 +35,7 @@ use tokio::sync::{OnceCell, watch};
 
 use crate::admitted::Admitted;
 use crate::caches::Caches;
+use crate::disk::Gauge;
 use crate::engine::{ImageFacts, SharedEngine};
 use crate::environment::{Devbox, Images, SubnetPool};
 use crate::freeze::{Proofs, Stance};
@@ -78,6 +79,8 @@ pub struct Surroundings {
     pub data_dir: PathBuf,
     /// A directory on the engine's disk, to ask how much room is left; `None`: it cannot be seen from here.
     pub engine_disk: Option<PathBuf>,
+    /// How that room is measured.
+    pub gauge: Gauge,
     /// Where reports go.
     pub board: Board,
     /// Whether attempts may go on.

@@ -30,7 +30,7 @@ use crate::attempt::ports::Code;
 use crate::attempt::reports::Board;
 use crate::caches::Caches;
 use crate::config::Config;
-use crate::disk;
+use crate::disk::{self, Gauge, Space};
 use crate::engine::SharedEngine;
 use crate::engine::docker::DockerEngine;
 use crate::environment::{Images, InvalidPool, PrivateImages, RegistryMirrors};
@@ -144,7 +144,7 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
     let endpoints = endpoints(&config)?;
     let dial: Arc<dyn Dial> = Arc::new(IdentityDial { identity: identity.clone(), endpoints: Arc::clone(&endpoints) });
     let code = Arc::new(Mirrors::new(config.data_dir.join("mirrors")));
-    let ground = Ground { host: identity.host().clone(), engine, code, dial, clock: clock.clone() };
+    let ground = Ground { host: identity.host().clone(), engine, code, dial, clock: clock.clone(), gauge: Space::at };
     let end = shutdown.child_token();
     let (data_dir, address) = (config.data_dir.clone(), config.engine.clone());
     let watch = Watch { data_dir, engine: address, host: identity.host().clone() };
@@ -166,6 +166,8 @@ pub struct Ground {
     pub dial: Arc<dyn Dial>,
     /// Tells the time.
     pub clock: Clock,
+    /// Measures the room on disks.
+    pub gauge: Gauge,
 }
 
 /// Takes up what is left from before and starts the parts, which end at `end`. None ends by itself.
@@ -174,7 +176,7 @@ pub async fn start(
     config: &Config,
     end: &CancellationToken,
 ) -> Result<JoinSet<&'static str>, RunError> {
-    let Ground { host, engine, code, dial, clock } = ground;
+    let Ground { host, engine, code, dial, clock, gauge } = ground;
     let spools = Spools::open_dir(config.data_dir.join("spool"))?;
     let proofs = Proofs::open(config.data_dir.join(PROOF), clock.clone());
     let around = Arc::new(Surroundings {
@@ -191,6 +193,7 @@ pub async fn start(
         spools: spools.clone(),
         data_dir: config.data_dir.clone(),
         engine_disk: first_look(&engine).await,
+        gauge,
         board: Board::default(),
         host,
         proofs: proofs.clone(),

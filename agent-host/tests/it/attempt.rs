@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use devfleet_host::attempt::ports::{CodeError, ControllerError, Leave};
+use devfleet_host::disk::Space;
 use devfleet_host::engine::Mount;
 use devfleet_host::engine::memory::{Fault, Piece, Script};
 use devfleet_shared::assignment::{AgentKind, Limits};
@@ -236,8 +237,9 @@ async fn what_cannot_be_prepared_has_its_class() {
     fails(&world, FailureReason::Checkout, "it is not there").await;
 
     let mut world = World::new();
-    world.assignment.limits.resources.disk_bytes = u64::MAX;
+    world.assignment.limits.resources.disk_bytes = 1 << 30;
     world.engine_disk = Some("/".into());
+    world.gauge = |_| Ok(Space { total_bytes: 100 << 30, free_bytes: 15 << 30, ..Space::UNSEEN });
     fails(&world, FailureReason::NoRoom, "not enough disk").await;
     assert!(!world.engine.calls().iter().any(|call| call.verb.starts_with("ensure")), "nothing was made");
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use devfleet_host::attempt::reports::Board;
+use devfleet_host::disk::Space;
 use devfleet_host::session::followed::Followed;
 use devfleet_host::session::inventory::Inventory;
 use devfleet_host::session::{Session as HostSession, Sweeping};
@@ -99,7 +100,10 @@ struct Pair {
 
 impl Pair {
     async fn new() -> Pair {
-        let world = World::new();
+        Pair::of(World::new()).await
+    }
+
+    async fn of(world: World) -> Pair {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = format!("http://{}", listener.local_addr().expect("address"));
         let (sender, lines) = mpsc::channel(4);
@@ -313,6 +317,19 @@ async fn a_host_whose_engine_is_away_says_so_and_offers_nothing() {
     let inventory = line.hear("an inventory", inventory).await;
     assert!(inventory.problems.iter().any(|problem| problem.starts_with("this host failed to")), "{inventory:?}");
     assert!(inventory.free.is_none() || inventory.free == Some(v1::Resources::default()));
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_and_leaves_nothing_to_give() {
+    let mut world = World::new();
+    world.gauge = |_| Ok(Space { total_bytes: 100 << 30, free_bytes: 15 << 30, ..Space::UNSEEN });
+    let mut pair = Pair::of(world).await;
+    let line = pair.line().await;
+    let inventory = line.hello.inventory.as_ref().expect("inventory");
+    let full = "85 % of the room on the data disk is used, past the limit of 85 %: this host takes no more jobs";
+    assert!(inventory.problems.iter().any(|problem| problem.starts_with(full)), "{inventory:?}");
+    assert_eq!(inventory.free, Some(v1::Resources::default()));
     pair.end().await;
 }
 
