@@ -3,6 +3,7 @@
 //! Callers are the API (people), sessions (hosts), and the reconcile loop. A change that lost its race is made anew on
 //! what stands now, so each is written as a function of the state.
 
+mod placing;
 mod proposals;
 mod recall;
 mod reclaiming;
@@ -18,11 +19,10 @@ use devfleet_shared::job::{JobEvent, JobPhase, Refused};
 
 use self::reports::apply_report;
 use crate::leader::Term;
-use crate::store::records::{
-    AttemptRecord, HostRecord, Idempotency, JobSpec, JobState, Owner, PublishRecord, RecordError, decode, key, put,
-};
+use crate::store::records::{Idempotency, JobSpec, JobState, Owner, PublishRecord, RecordError, decode, key, put};
 use crate::store::{Change, Commit, Compare, Entry, Revision, SharedStore, StoreError, Transaction};
 
+pub use placing::Placement;
 pub use proposals::Anew;
 pub use reports::Observed;
 
@@ -250,51 +250,6 @@ impl Jobs {
         })
         .await
         .map(drop)
-    }
-
-    /// Gives a queued job to a host, as a new attempt. `None`: the job moved meanwhile, the host was closed or removed, or
-    /// the term is over: look again.
-    pub async fn assign(
-        &self,
-        term: &Term,
-        job: &JobId,
-        host: &HostId,
-        attempt: AttemptId,
-    ) -> Result<Option<Revision>, JobError> {
-        let mut seen = self.seen(job).await?;
-        if seen.state.phase != JobPhase::Queued {
-            return Ok(None);
-        }
-        let now = self.clock.now();
-        let branch = format!("devfleet/{}-{attempt}", job.short());
-        seen.state.attempts.push(AttemptRecord::assigned(attempt.clone(), host.clone(), branch, now));
-        step(&mut seen.state, JobEvent::Assigned, now)?;
-        let owner = self.store.get(&key::owner(job)).await?.map_or(0, |entry| entry.modified);
-        let Some(takes_jobs) = self.takes_jobs(host).await? else { return Ok(None) };
-        let transaction = Transaction {
-            when: vec![
-                Compare::Modified(key::state(job), seen.revision),
-                Compare::Modified(key::owner(job), owner),
-                takes_jobs,
-                term.compare(),
-            ],
-            then: vec![
-                put(key::owner(job), &Owner { host: host.clone(), attempt })?,
-                put(key::state(job), &seen.state)?,
-            ],
-        };
-        match self.store.commit(transaction).await? {
-            Commit::Done(revision) => Ok(Some(revision)),
-            Commit::Conflict => Ok(None),
-        }
-    }
-
-    /// Returns the condition that a host is as it is now: part of the fleet, and open for new jobs. `None`: it is not.
-    async fn takes_jobs(&self, host: &HostId) -> Result<Option<Compare>, JobError> {
-        let key = key::host(host);
-        let Some(entry) = self.store.get(&key).await? else { return Ok(None) };
-        let record: HostRecord = decode(&key, &entry.value)?;
-        Ok(record.desired.closed().is_none().then_some(Compare::Modified(key, entry.modified)))
     }
 
     /// Takes a host's report about its attempt. Repeated and late reports change nothing.

@@ -128,7 +128,7 @@ impl Session {
         orders: &mut mpsc::Receiver<Order>,
         up: &mut Streaming<HostMessage>,
     ) -> Result<(), Gone> {
-        let mut changed = self.parts.view.changed();
+        let mut changed = self.parts.view.changed_for(&self.host);
         self.welcome().await?;
         loop {
             tokio::select! {
@@ -324,12 +324,7 @@ impl Session {
     /// answer ends the session: no set is better than one that is short.
     async fn assignments(&mut self) -> Result<v1::AssignmentSet, Gone> {
         let generation = *self.parts.view.changed().borrow();
-        let mine: Vec<JobRecords> = {
-            let records = self.parts.view.read();
-            let owned =
-                records.jobs().filter(|job| job.owner.as_ref().is_some_and(|(owner, _)| owner.host == self.host));
-            owned.collect()
-        };
+        let mine: Vec<JobRecords> = self.parts.view.read().owned_by(&self.host).collect();
         let mut assignments = Vec::with_capacity(mine.len());
         for job in &mine {
             match self.assignment(job).await {
