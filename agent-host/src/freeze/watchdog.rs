@@ -170,15 +170,18 @@ impl Watchdog {
     }
 }
 
-/// Keeps a watchdog for as long as the daemon runs; it outlives the daemon.
-pub async fn keep(watch: Watch, shutdown: CancellationToken) {
+/// Keeps a watchdog for as long as the daemon runs, which is this program; it outlives the daemon.
+pub async fn keep(program: &Path, watch: Watch, shutdown: CancellationToken) {
     loop {
-        match start(&watch) {
-            Ok(mut child) => tokio::select! {
-                // Its end of the pipe closes with `child`.
-                () = shutdown.cancelled() => return,
-                status = child.wait() => tracing::warn!(?status, "the watchdog ended, it is started again"),
-            },
+        match start(program, &watch) {
+            Ok(mut child) => {
+                // This end of the pipe: waiting for a child closes it, unless it is held elsewhere.
+                let _daemon_lives = child.stdin.take();
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    status = child.wait() => tracing::warn!(?status, "the watchdog ended, it is started again"),
+                }
+            }
             Err(error) => tracing::error!(%error, "the watchdog cannot be started: a daemon that hangs is not stopped"),
         }
         tokio::select! {
@@ -188,10 +191,10 @@ pub async fn keep(watch: Watch, shutdown: CancellationToken) {
     }
 }
 
-/// Starts this very program, also where its file was replaced since, in a process group of its own.
-fn start(watch: &Watch) -> std::io::Result<Child> {
+/// Starts a watchdog in a process group of its own.
+fn start(program: &Path, watch: &Watch) -> std::io::Result<Child> {
     let data_dir = std::path::absolute(&watch.data_dir)?;
-    Command::new(Path::new("/proc/self/exe"))
+    Command::new(program)
         .arg0("devfleet-host")
         .arg("watchdog")
         .arg("--data-dir")
