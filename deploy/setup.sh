@@ -163,6 +163,20 @@ check_engine() {
     say "Docker engine answers, API $api"
 }
 
+# Hosts take nothing on past 85 % of a disk, so tests with real ones cannot go well there. Said before anything is built.
+check_room() {
+    local root path used available need=3
+    root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+    [ -d "${CARGO_TARGET_DIR:-$root/target}/debug" ] || need=12
+    for path in "$root" "$(docker info --format '{{.DockerRootDir}}' 2>/dev/null </dev/null || true)"; do
+        [ -d "$path" ] || continue
+        read -r used available < <(df -Pk "$path" | awk 'END { print $3, $4 }')
+        [ $(((used + need * 1048576) * 100)) -lt $(((used + available) * 85)) ] || die \
+            "the disk at $path is too full for the tests: they need $need GiB below 85 % of it" \
+            "free some: 'docker system df' and 'du -sh $root/target' show where it is"
+    done
+}
+
 # Claude Code's program is part of its Python SDK's wheel. Nothing depends on it but tests, so no trouble here is fatal.
 fetch_claude() {
     local root target part
@@ -207,5 +221,6 @@ collect_missing
 install_missing
 [ "$building" = no ] || check_rust
 [ "$running" = no ] || check_engine
+[ "$MODE" != test ] || check_room
 [ "$claude" = no ] || fetch_claude
 [ "$MODE" != test ] || fetch_moto

@@ -35,6 +35,7 @@ use tokio::sync::{OnceCell, watch};
 
 use crate::admitted::Admitted;
 use crate::caches::Caches;
+use crate::disk::Gauge;
 use crate::engine::{ImageFacts, SharedEngine};
 use crate::environment::{Devbox, Images, SubnetPool};
 use crate::freeze::{Proofs, Stance};
@@ -78,6 +79,8 @@ pub struct Surroundings {
     pub data_dir: PathBuf,
     /// A directory on the engine's disk, to ask how much room is left; `None`: it cannot be seen from here.
     pub engine_disk: Option<PathBuf>,
+    /// How that room is measured.
+    pub gauge: Gauge,
     /// Where reports go.
     pub board: Board,
     /// Whether attempts may go on.
@@ -132,6 +135,7 @@ pub struct Attempt {
     grant: OnceCell<Grant>,
     image: OnceCell<ImageFacts>,
     imported: Mutex<Option<Imported>>,
+    account: Mutex<claude::Reader>,
     /// The ledger is from before this daemon started.
     adopted: bool,
     /// A call that makes an object may still be under way in the engine.
@@ -157,7 +161,8 @@ impl Attempt {
         // On the board before anybody asks what this host has.
         reporter.phase(&course::resume(&assignment, &history).0, history.held().filter(|_| !history.torn_down()));
         let (grant, image, imported) = (OnceCell::new(), OnceCell::new(), Mutex::new(None));
-        Self { around, assignment, ledger, reporter, log, order, grant, image, imported, adopted, cut }
+        let account = Mutex::default();
+        Self { around, assignment, ledger, reporter, log, order, grant, image, imported, account, adopted, cut }
     }
 
     /// Carries the attempt through to its end.

@@ -19,6 +19,7 @@ use devfleet_shared::error::Chain;
 use devfleet_shared::id::HostId;
 use devfleet_shared::secret::Secret;
 use devfleet_shared::tls;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +31,7 @@ use crate::attempt::ports::Code;
 use crate::attempt::reports::Board;
 use crate::caches::Caches;
 use crate::config::Config;
-use crate::disk;
+use crate::disk::{self, Gauge, Space};
 use crate::engine::SharedEngine;
 use crate::engine::docker::DockerEngine;
 use crate::environment::{Images, InvalidPool, PrivateImages, RegistryMirrors};
@@ -114,6 +115,9 @@ pub enum RunError {
     /// The ledgers cannot be read.
     #[error("take up what is left from before")]
     Ledgers(#[from] LedgerError),
+    /// The system's signals cannot be listened to.
+    #[error("listen for SIGTERM and SIGINT")]
+    Signals(#[source] std::io::Error),
     /// A part of the daemon ended by itself.
     #[error("go on: the {part} ended, which is a defect; its containers run on, start the daemon again")]
     PartEnded {
@@ -122,10 +126,20 @@ pub enum RunError {
     },
 }
 
-/// Runs the daemon until `shutdown`, on the engine that the configuration names.
-pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+/// Runs the daemon until SIGTERM or SIGINT, on the engine that the configuration names.
+pub async fn run_until_told(config: Config) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    let shutdown = CancellationToken::new();
     let engine = Arc::new(DockerEngine::new(&config.engine));
-    run_on(engine, config, shutdown).await
+    let mut running = std::pin::pin!(run_on(engine, config, shutdown.clone()));
+    tokio::select! {
+        ended = &mut running => return ended,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    shutdown.cancel();
+    running.await
 }
 
 /// Reads which images came with a login.
@@ -144,7 +158,7 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
     let endpoints = endpoints(&config)?;
     let dial: Arc<dyn Dial> = Arc::new(IdentityDial { identity: identity.clone(), endpoints: Arc::clone(&endpoints) });
     let code = Arc::new(Mirrors::new(config.data_dir.join("mirrors")));
-    let ground = Ground { host: identity.host().clone(), engine, code, dial, clock: clock.clone() };
+    let ground = Ground { host: identity.host().clone(), engine, code, dial, clock: clock.clone(), gauge: Space::at };
     let end = shutdown.child_token();
     let (data_dir, address) = (config.data_dir.clone(), config.engine.clone());
     let watch = Watch { data_dir, engine: address, host: identity.host().clone() };
@@ -166,6 +180,8 @@ pub struct Ground {
     pub dial: Arc<dyn Dial>,
     /// Tells the time.
     pub clock: Clock,
+    /// Measures the room on disks.
+    pub gauge: Gauge,
 }
 
 /// Takes up what is left from before and starts the parts, which end at `end`. None ends by itself.
@@ -174,7 +190,7 @@ pub async fn start(
     config: &Config,
     end: &CancellationToken,
 ) -> Result<JoinSet<&'static str>, RunError> {
-    let Ground { host, engine, code, dial, clock } = ground;
+    let Ground { host, engine, code, dial, clock, gauge } = ground;
     let spools = Spools::open_dir(config.data_dir.join("spool"))?;
     let proofs = Proofs::open(config.data_dir.join(PROOF), clock.clone());
     let around = Arc::new(Surroundings {
@@ -191,6 +207,7 @@ pub async fn start(
         spools: spools.clone(),
         data_dir: config.data_dir.clone(),
         engine_disk: first_look(&engine).await,
+        gauge,
         board: Board::default(),
         host,
         proofs: proofs.clone(),

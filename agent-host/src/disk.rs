@@ -64,6 +64,9 @@ impl Space {
     }
 }
 
+/// Measures the room at a path: [`Space::at`], unless a test stands for a disk of its own.
+pub type Gauge = fn(&Path) -> Result<Space, DiskError>;
+
 /// Returns what is there for ordinary users, as `df` counts: what is used and what they may still take.
 fn ordinary(all: u64, free: u64, available: u64) -> u64 {
     all.saturating_sub(free).saturating_add(available)

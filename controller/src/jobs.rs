@@ -3,6 +3,7 @@
 //! Callers are the API (people), sessions (hosts), and the reconcile loop. A change that lost its race is made anew on
 //! what stands now, so each is written as a function of the state.
 
+mod placing;
 mod proposals;
 mod recall;
 mod reclaiming;
@@ -16,14 +17,14 @@ use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::id::{AttemptId, Digest, Fence, HostId, JobId};
 use devfleet_shared::job::{JobEvent, JobPhase, Refused};
 
-use self::reports::{Observed, apply_report};
+use self::reports::apply_report;
 use crate::leader::Term;
-use crate::store::records::{
-    AttemptRecord, HostRecord, Idempotency, JobSpec, JobState, Owner, PublishRecord, RecordError, decode, key, put,
-};
+use crate::store::records::{Idempotency, JobSpec, JobState, Owner, PublishRecord, RecordError, decode, key, put};
 use crate::store::{Change, Commit, Compare, Entry, Revision, SharedStore, StoreError, Transaction};
 
+pub use placing::Placement;
 pub use proposals::Anew;
+pub use reports::Observed;
 
 /// How long a used idempotency key is remembered.
 const IDEMPOTENCY_TIME: Duration = Duration::from_secs(24 * 3600);
@@ -251,66 +252,15 @@ impl Jobs {
         .map(drop)
     }
 
-    /// Gives a queued job to a host, as a new attempt. `None`: the job moved meanwhile, the host was closed or removed, or
-    /// the term is over: look again.
-    pub async fn assign(
-        &self,
-        term: &Term,
-        job: &JobId,
-        host: &HostId,
-        attempt: AttemptId,
-    ) -> Result<Option<Revision>, JobError> {
-        let mut seen = self.seen(job).await?;
-        if seen.state.phase != JobPhase::Queued {
-            return Ok(None);
-        }
-        let now = self.clock.now();
-        let branch = format!("devfleet/{}-{attempt}", job.short());
-        seen.state.attempts.push(AttemptRecord::assigned(attempt.clone(), host.clone(), branch, now));
-        step(&mut seen.state, JobEvent::Assigned, now)?;
-        let owner = self.store.get(&key::owner(job)).await?.map_or(0, |entry| entry.modified);
-        let Some(takes_jobs) = self.takes_jobs(host).await? else { return Ok(None) };
-        let transaction = Transaction {
-            when: vec![
-                Compare::Modified(key::state(job), seen.revision),
-                Compare::Modified(key::owner(job), owner),
-                takes_jobs,
-                term.compare(),
-            ],
-            then: vec![
-                put(key::owner(job), &Owner { host: host.clone(), attempt })?,
-                put(key::state(job), &seen.state)?,
-            ],
-        };
-        match self.store.commit(transaction).await? {
-            Commit::Done(revision) => Ok(Some(revision)),
-            Commit::Conflict => Ok(None),
-        }
-    }
-
-    /// Returns the condition that a host is as it is now: part of the fleet, and open for new jobs. `None`: it is not.
-    async fn takes_jobs(&self, host: &HostId) -> Result<Option<Compare>, JobError> {
-        let key = key::host(host);
-        let Some(entry) = self.store.get(&key).await? else { return Ok(None) };
-        let record: HostRecord = decode(&key, &entry.value)?;
-        Ok(record.desired.closed().is_none().then_some(Compare::Modified(key, entry.modified)))
-    }
-
     /// Takes a host's report about its attempt. Repeated and late reports change nothing.
-    pub async fn report(
-        &self,
-        claim: &Claim,
-        phase: &Phase,
-        held_until: Option<Timestamp>,
-        max_attempts: u32,
-    ) -> Result<Report, JobError> {
+    pub async fn report(&self, claim: &Claim, observed: Observed<'_>, max_attempts: u32) -> Result<Report, JobError> {
+        let Observed { phase, held_until, .. } = observed;
         loop {
             if self.owned(claim).await?.is_none() {
                 return Ok(Report::Superseded);
             }
             let mut seen = self.seen(&claim.job).await?;
             let before = seen.state.clone();
-            let observed = Observed { phase, held_until };
             apply_report(&mut seen.state, claim, observed, max_attempts, self.clock.now())?;
             // A held environment still takes its place on the host: the job stays its own until that is over.
             let over = matches!(phase, Phase::Ended(_)) && held_until.is_none();

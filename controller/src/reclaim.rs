@@ -102,7 +102,7 @@ impl Reclaim {
     fn look(&self, seen: &mut Seen) -> (Sightings, Vec<(Claim, u32)>) {
         let now = self.clock.boot();
         let records = self.view.read();
-        let owned: Vec<JobRecords> = records.jobs().filter(|job| job.owner.is_some()).collect();
+        let owned: Vec<JobRecords> = records.active_jobs().filter(|job| job.owner.is_some()).collect();
         let owners = owned.iter().filter_map(|job| job.owner.as_ref().map(|(owner, _)| owner.host.clone()));
         let known = records.hosts.keys().cloned().chain(owners);
         let silent = known.filter(|host| !records.live.contains_key(host));

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use self::snapshot::Defaults;
 use crate::gates::{Gates, drift};
-use crate::jobs::{JobError, Jobs};
+use crate::jobs::{JobError, Jobs, Placement};
 use crate::leader::{LeadOnly, Term};
 use crate::project::ProjectRecord;
 use crate::publish::Publisher;
@@ -144,36 +144,44 @@ impl Reconciler {
         Errand { term: term.clone(), gates, publisher, view, job, project }
     }
 
-    fn with_project(&self, job: &JobId) -> Option<(JobRecords, Option<Arc<ProjectRecord>>)> {
-        let records = self.view.read();
-        let job = records.job(job)?;
-        let project = records.projects.get(&job.spec.project).cloned();
-        Some((job, project))
-    }
-
     /// Gives the planned jobs to their hosts; one whose CI configuration was not looked at lately is looked at first.
     async fn start(&self, term: &Term, plan: &Plan, course: &mut Course) {
-        let now = self.clock.now();
-        for (job, host) in &plan.assign {
-            let Some((records, project)) = self.with_project(job) else { continue };
-            if !drift::is_current(&records.state, now) {
-                if course.under_way.len() < ERRANDS && course.under_way.insert(job.clone()) {
-                    course.errands.spawn(self.errand(term, records, project).run());
-                }
-                continue;
+        let placements = self.placements(term, plan, course);
+        let placed = self.jobs.place(term, &placements).await;
+        let mut starts = Vec::with_capacity(placed.len());
+        for (Placement { job, host, attempt, .. }, revision) in placements.iter().zip(placed) {
+            let Some(revision) = revision else { continue };
+            info!(job = %job.spec.id, host = %host.id, %attempt, "job assigned");
+            starts.push((&job.spec.id, revision));
+        }
+        // The next plan must see these starts, or it would hand out the same room twice.
+        let mut unseen = &starts[..];
+        let all_seen = |records: &Records| {
+            while let [(job, revision), rest @ ..] = unseen
+                && records.job(job).is_some_and(|job| job.state_revision >= *revision)
+            {
+                unseen = rest;
             }
-            let attempt = AttemptId::random();
-            match self.jobs.assign(term, job, host, attempt.clone()).await {
-                Ok(Some(revision)) => {
-                    info!(%job, %host, %attempt, "job assigned");
-                    // The next plan must see this start, or it would hand out the same room twice.
-                    let seen = |records: &Records| records.job(job).filter(|job| job.state_revision >= revision);
-                    drop(self.view.until(seen).await);
-                }
-                Ok(None) => {}
-                Err(error) => warn!(%job, %host, error = %Chain(&error), "the job could not be assigned"),
+            unseen.is_empty().then_some(())
+        };
+        self.view.until(all_seen).await;
+    }
+
+    /// Lists what can be placed, and sends the rest of the plan on errands.
+    fn placements(&self, term: &Term, plan: &Plan, course: &mut Course) -> Vec<Placement> {
+        let now = self.clock.now();
+        let records = self.view.read();
+        let mut placements = Vec::with_capacity(plan.assign.len());
+        for (id, host) in &plan.assign {
+            let (Some(job), Some((host, host_revision))) = (records.job(id), records.host(host)) else { continue };
+            if drift::is_current(&job.state, now) {
+                placements.push(Placement { job, host, host_revision, attempt: AttemptId::random() });
+            } else if course.under_way.len() < ERRANDS && course.under_way.insert(id.clone()) {
+                let project = records.projects.get(&job.spec.project).cloned();
+                course.errands.spawn(self.errand(term, job, project).run());
             }
         }
+        placements
     }
 }
 

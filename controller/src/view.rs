@@ -6,7 +6,7 @@
 //! store ── range, then watch ──▶ Records ──▶ `changed()` wakes readers
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use devfleet_shared::backoff::Backoff;
@@ -53,10 +53,13 @@ pub struct Records {
     owners: BTreeMap<JobId, (Owner, Fence)>,
     /// The jobs that have not ended or still own something on a host: what loops look at.
     active: BTreeSet<JobId>,
+    /// The jobs that each host owns: what its session looks at.
+    owned: BTreeMap<HostId, BTreeSet<JobId>>,
     /// The projects by name.
     pub projects: BTreeMap<ProjectName, Arc<ProjectRecord>>,
     /// The hosts that joined.
     pub hosts: BTreeMap<HostId, Arc<HostRecord>>,
+    host_revisions: BTreeMap<HostId, Revision>,
     /// The hosts that were removed.
     pub removed: BTreeMap<HostId, Arc<Removed>>,
     /// The controllers that run.
@@ -94,6 +97,45 @@ impl Records {
     /// it does not grow with all the jobs that ever were.
     pub fn active_jobs(&self) -> impl Iterator<Item = JobRecords> + '_ {
         self.active.iter().filter_map(|id| self.job(id))
+    }
+
+    /// Returns the jobs that a host owns, ordered by id.
+    pub fn owned_by(&self, host: &HostId) -> impl Iterator<Item = JobRecords> + '_ {
+        self.owned.get(host).into_iter().flatten().filter_map(|id| self.job(id))
+    }
+
+    /// Returns a host, and the revision of its record.
+    pub fn host(&self, id: &HostId) -> Option<(Arc<HostRecord>, Revision)> {
+        Some((self.hosts.get(id)?.clone(), *self.host_revisions.get(id)?))
+    }
+
+    /// Notes who owns a job now; `None`: nobody.
+    fn own(&mut self, id: &JobId, owner: Option<(Owner, Fence)>) {
+        let before = self.owners.remove(id).map(|(owner, _)| owner.host);
+        if let Some(host) = &before
+            && let Some(jobs) = self.owned.get_mut(host)
+        {
+            jobs.remove(id);
+            if jobs.is_empty() {
+                self.owned.remove(host);
+            }
+        }
+        if let Some(owner) = owner {
+            self.owned.entry(owner.0.host.clone()).or_default().insert(id.clone());
+            self.owners.insert(id.clone(), owner);
+        }
+        self.note_active(id);
+    }
+
+    /// Returns the host whose session is concerned by a change at this key, as far as it is known now.
+    fn concerned(&self, key: &str) -> Option<HostId> {
+        match key.strip_prefix(PREFIX)?.split('/').collect::<Vec<_>>()[..] {
+            ["jobs", id, "spec" | "state"] | ["owners", id] => {
+                self.owners.get(&id.parse().ok()?).map(|(owner, _)| owner.host.clone())
+            }
+            ["hosts" | "removed", id] => id.parse().ok(),
+            _ => None,
+        }
     }
 
     /// Returns what became of a host's newest attempts, oldest end first; what says nothing of the host is left out.
@@ -147,8 +189,7 @@ impl Records {
             }
             ["owners", id] => {
                 if let Ok(id) = id.parse::<JobId>() {
-                    self.owners.insert(id.clone(), (decode(&entry.key, &entry.value)?, Fence(entry.modified)));
-                    self.note_active(&id);
+                    self.own(&id, Some((decode(&entry.key, &entry.value)?, Fence(entry.modified))));
                 }
             }
             ["leader"] => self.leader = Some(decode(&entry.key, &entry.value)?),
@@ -163,8 +204,9 @@ impl Records {
                 }
             }
             ["hosts", id] => {
-                if let Ok(id) = id.parse() {
-                    self.hosts.insert(id, Arc::new(decode(&entry.key, &entry.value)?));
+                if let Ok(id) = id.parse::<HostId>() {
+                    self.hosts.insert(id.clone(), Arc::new(decode(&entry.key, &entry.value)?));
+                    self.host_revisions.insert(id, entry.modified);
                 }
             }
             ["removed", id] => {
@@ -197,8 +239,7 @@ impl Records {
             }
             ["owners", id] => {
                 if let Ok(id) = id.parse::<JobId>() {
-                    self.owners.remove(&id);
-                    self.note_active(&id);
+                    self.own(&id, None);
                 }
             }
             ["settings"] => self.settings = None,
@@ -207,7 +248,12 @@ impl Records {
             ["controllers", id] => drop(id.parse().map(|id: ControllerId| self.controllers.remove(&id))),
             ["projects", name] => drop(name.parse().map(|name: ProjectName| self.projects.remove(&name))),
             ["live", id] => drop(id.parse().map(|id: HostId| self.live.remove(&id))),
-            ["hosts", id] => drop(id.parse().map(|id: HostId| self.hosts.remove(&id))),
+            ["hosts", id] => {
+                if let Ok(id) = id.parse::<HostId>() {
+                    self.hosts.remove(&id);
+                    self.host_revisions.remove(&id);
+                }
+            }
             _ => {}
         }
     }
@@ -220,6 +266,8 @@ pub struct View {
     revision: watch::Sender<Revision>,
     /// Beside it: heartbeats move it on too, and must not wake everybody.
     seen: watch::Sender<Revision>,
+    /// What wakes the sessions of one host.
+    hosts: Mutex<BTreeMap<HostId, watch::Sender<Revision>>>,
 }
 
 impl View {
@@ -230,17 +278,30 @@ impl View {
             records: RwLock::new(records),
             revision: watch::Sender::new(revision),
             seen: watch::Sender::new(revision),
+            hosts: Mutex::default(),
         }))
     }
 
     /// Returns the records. The guard is short-lived: never hold it across an `await`.
     pub fn read(&self) -> RwLockReadGuard<'_, Records> {
-        self.records.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.records.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns a receiver that changes with every revision seen.
     pub fn changed(&self) -> watch::Receiver<Revision> {
         self.revision.subscribe()
+    }
+
+    /// Returns a receiver that changes when something of this host did: its record, or a job that it owns or owned.
+    pub fn changed_for(&self, host: &HostId) -> watch::Receiver<Revision> {
+        let mut hosts = self.hosts();
+        // Those of hosts that went away.
+        hosts.retain(|_, wake| wake.receiver_count() > 0);
+        hosts.entry(host.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe()
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, BTreeMap<HostId, watch::Sender<Revision>>> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the records are so, and returns what `look` found. A writer waits for its own write with it.
@@ -299,7 +360,9 @@ impl View {
     }
 
     fn apply(&self, event: &WatchEvent) {
-        let mut records = self.records.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
+        let (WatchEvent::Put(Entry { key, .. }) | WatchEvent::Deleted { key, .. }) = event;
+        let before = records.concerned(key);
         let revision = match event {
             WatchEvent::Put(entry) => {
                 if let Err(error) = records.put(entry) {
@@ -312,8 +375,10 @@ impl View {
                 *revision
             }
         };
+        let after = records.concerned(key);
         drop(records);
         self.seen.send_replace(revision);
+        self.wake(before, after, revision);
         let heartbeat =
             matches!(event, WatchEvent::Put(entry) if entry.key.starts_with(LIVE) && entry.created != entry.modified);
         self.revision.send_if_modified(|newest| {
@@ -322,9 +387,24 @@ impl View {
         });
     }
 
+    /// Wakes the sessions of the hosts that a change is about.
+    fn wake(&self, before: Option<HostId>, after: Option<HostId>, revision: Revision) {
+        let also = if after == before { None } else { after };
+        if before.is_none() && also.is_none() {
+            return;
+        }
+        let hosts = self.hosts();
+        for wake in before.iter().chain(&also).filter_map(|host| hosts.get(host)) {
+            wake.send_replace(revision);
+        }
+    }
+
     fn replace(&self, records: Records, revision: Revision) {
-        *self.records.write().unwrap_or_else(std::sync::PoisonError::into_inner) = records;
+        *self.records.write().unwrap_or_else(PoisonError::into_inner) = records;
         self.seen.send_replace(revision);
+        for wake in self.hosts().values() {
+            wake.send_replace(revision);
+        }
         self.revision.send_replace(revision);
     }
 }

@@ -42,7 +42,7 @@ impl Attempt {
         let facts = self.patiently(|| self.around.engine.facts()).await?;
         let full = |message| Failure { reason: FailureReason::DiskFull, message };
         let space = match self.around.engine_disk.clone().or_else(|| disk::of_engine(&facts)) {
-            Some(path) => Space::at(&path).map_err(|error| full(format!("failed to {}", Chain(&error))))?,
+            Some(path) => (self.around.gauge)(&path).map_err(|error| full(format!("failed to {}", Chain(&error))))?,
             // It cannot be seen from here, so nothing is said against it.
             None => Space::UNSEEN,
         };

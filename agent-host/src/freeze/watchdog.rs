@@ -174,11 +174,15 @@ impl Watchdog {
 pub async fn keep(watch: Watch, shutdown: CancellationToken) {
     loop {
         match start(&watch) {
-            Ok(mut child) => tokio::select! {
-                // Its end of the pipe closes with `child`.
-                () = shutdown.cancelled() => return,
-                status = child.wait() => tracing::warn!(?status, "the watchdog ended, it is started again"),
-            },
+            Ok(mut child) => {
+                // Out of the child, which would close it to wait: the watchdog takes the pipe's end for the daemon's.
+                let pipe = child.stdin.take();
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    status = child.wait() => tracing::warn!(?status, "the watchdog ended, it is started again"),
+                }
+                drop(pipe);
+            }
             Err(error) => tracing::error!(%error, "the watchdog cannot be started: a daemon that hangs is not stopped"),
         }
         tokio::select! {

@@ -51,7 +51,7 @@ impl Inventory {
         let engine_disk = known.unwrap_or_else(|| self.around.data_dir.clone());
         let disks: Vec<(&str, Space)> = [("the engine's disk", &engine_disk), ("the data disk", &self.around.data_dir)]
             .into_iter()
-            .filter_map(|(name, path)| match Space::at(path) {
+            .filter_map(|(name, path)| match (self.around.gauge)(path) {
                 Ok(space) => Some((name, space)),
                 Err(error) => {
                     inventory.problems.push(sentence(&error));

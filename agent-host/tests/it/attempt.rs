@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use devfleet_host::attempt::ports::{CodeError, ControllerError, Leave};
+use devfleet_host::disk::Space;
 use devfleet_host::engine::Mount;
 use devfleet_host::engine::memory::{Fault, Piece, Script};
 use devfleet_shared::assignment::{AgentKind, Limits};
@@ -222,6 +223,30 @@ async fn claude_code_succeeds_by_its_result_not_by_its_status_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_claude_code_says_it_has_used_is_reported_while_it_runs_and_after_a_restart() {
+    let said = |id: u32, input: u32| {
+        format!(
+            "{{\"type\":\"assistant\",\"message\":{{\"id\":\"m{id}\",\"usage\":{{\"input_tokens\":{input},\"output_tokens\":1}}}}}}\n"
+        )
+    };
+    let done =
+        r#"{"type":"result","subtype":"success","is_error":false,"usage":{"input_tokens":100,"output_tokens":50}}"#;
+    let mut world = World::new();
+    world.assignment.agent.kind = AgentKind::ClaudeCode;
+    let after = Duration::from_secs(60);
+    let piece = |text: String, after| Piece { data: text.into(), after, ..Piece::default() };
+    let output = vec![piece(said(1, 9) + &said(2, 19), Duration::ZERO), piece(format!("{done}\n"), after)];
+    world.engine.script("agent", Script { output, ..Script::ends(after * 2, 0) });
+    let daemon = world.begin().await;
+    daemon.reported("the first tokens", &world.attempt(), |report| (report.tokens == 30).then_some(())).await;
+    daemon.kill().await;
+    let daemon = world.begin().await;
+    let ended = daemon.ended(&world.attempt()).await;
+    assert_eq!(ended.tokens, 150, "{ended:?}");
+    assert!(matches!(world.finish(&daemon).await, AttemptResult::Succeeded { .. }));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_prepared_has_its_class() {
     let mut world = World::new();
     world.assignment.environment.image = "nowhere:1".into();
@@ -236,8 +261,9 @@ async fn what_cannot_be_prepared_has_its_class() {
     fails(&world, FailureReason::Checkout, "it is not there").await;
 
     let mut world = World::new();
-    world.assignment.limits.resources.disk_bytes = u64::MAX;
+    world.assignment.limits.resources.disk_bytes = 1 << 30;
     world.engine_disk = Some("/".into());
+    world.gauge = |_| Ok(Space { total_bytes: 100 << 30, free_bytes: 15 << 30, ..Space::UNSEEN });
     fails(&world, FailureReason::NoRoom, "not enough disk").await;
     assert!(!world.engine.calls().iter().any(|call| call.verb.starts_with("ensure")), "nothing was made");
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use devfleet_host::attempt::reports::Board;
+use devfleet_host::disk::Space;
 use devfleet_host::session::followed::Followed;
 use devfleet_host::session::inventory::Inventory;
 use devfleet_host::session::{Session as HostSession, Sweeping};
@@ -99,7 +100,10 @@ struct Pair {
 
 impl Pair {
     async fn new() -> Pair {
-        let world = World::new();
+        Pair::of(World::new()).await
+    }
+
+    async fn of(world: World) -> Pair {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = format!("http://{}", listener.local_addr().expect("address"));
         let (sender, lines) = mpsc::channel(4);
@@ -314,6 +318,50 @@ async fn a_host_whose_engine_is_away_says_so_and_offers_nothing() {
     assert!(inventory.problems.iter().any(|problem| problem.starts_with("this host failed to")), "{inventory:?}");
     assert!(inventory.free.is_none() || inventory.free == Some(v1::Resources::default()));
     pair.end().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_and_leaves_nothing_to_give() {
+    let mut world = World::new();
+    world.gauge = |_| Ok(Space { total_bytes: 100 << 30, free_bytes: 15 << 30, ..Space::UNSEEN });
+    let mut pair = Pair::of(world).await;
+    let line = pair.line().await;
+    let inventory = line.hello.inventory.as_ref().expect("inventory");
+    let full = "85 % of the room on the data disk is used, past the limit of 85 %: this host takes no more jobs";
+    assert!(inventory.problems.iter().any(|problem| problem.starts_with(full)), "{inventory:?}");
+    assert_eq!(inventory.free, Some(v1::Resources::default()));
+    pair.end().await;
+}
+
+#[tokio::test]
+async fn a_host_that_was_removed_starts_again_only_with_a_new_token() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (file, token) = (dir.path().join("host.toml"), dir.path().join("token"));
+    let text = format!(
+        "name = \"box-1\"\ncontroller = \"https://127.0.0.1:1\"\ndata_dir = \"{}/data\"\njoin_token_file = \"{}\"\n",
+        dir.path().display(),
+        token.display()
+    );
+    std::fs::write(&file, text).expect("written");
+    let config = devfleet_host::config::Config::load(&file).expect("valid");
+    let identity = dir.path().join("data/identity");
+    std::fs::create_dir_all(&identity).expect("made");
+    std::fs::write(identity.join("removed"), "host box-1 was removed by ada").expect("written");
+    std::fs::write(identity.join("host-id"), "3b124ed8-47ca-4fbc-b33c-c0dfe60f34be\n").expect("written");
+    let start = |shutdown| {
+        devfleet_host::daemon::run_on(devfleet_host::engine::memory::MemoryEngine::new(), config.clone(), shutdown)
+    };
+    let refused = start(CancellationToken::new()).await.expect_err("refused").to_string();
+    for part in ["host box-1 was removed by ada", "devfleet join-token create", "identity/removed"] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    assert!(identity.join("removed").exists(), "it is still known");
+
+    std::fs::write(&token, format!("dfj_id_secret_{}", "0".repeat(64))).expect("written");
+    let told = CancellationToken::new();
+    told.cancel();
+    start(told).await.expect("it waits for the controller until it is told to end");
+    assert!(!identity.join("removed").exists(), "it joins as another");
 }
 
 /// Runs an attempt up to its agent, which does not end by itself.

@@ -14,6 +14,7 @@ use devfleet_host::attempt::ports::{
 };
 use devfleet_host::attempt::reports::{Board, Report};
 use devfleet_host::caches::Caches;
+use devfleet_host::disk::{Gauge, Space};
 use devfleet_host::engine::ImageFacts;
 use devfleet_host::engine::memory::{End, MemoryEngine, Piece, Script};
 use devfleet_host::environment::Images;
@@ -169,6 +170,7 @@ pub(crate) struct World {
     pub(crate) assignment: Assignment,
     /// Asked for its room; `None`: the machine's own disk does not matter.
     pub(crate) engine_disk: Option<PathBuf>,
+    pub(crate) gauge: Gauge,
     pub(crate) clock: Clock,
     host: HostId,
 }
@@ -188,6 +190,8 @@ impl World {
             controller: Arc::default(),
             assignment: assignment(),
             engine_disk: None,
+            // Not this machine's, which may be full.
+            gauge: |_| Ok(Space::UNSEEN),
             clock: Clock::system(),
             host: HostId::random(),
         };
@@ -234,6 +238,7 @@ impl World {
             spools,
             data_dir: self.dir.path().to_owned(),
             engine_disk: self.engine_disk.clone(),
+            gauge: self.gauge,
             board: Board::default(),
             proofs: Proofs::fresh(self.clock.clone()),
         })

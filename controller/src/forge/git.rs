@@ -3,25 +3,26 @@
 //! Branches are asked of the remote itself; files are read from a bare cache of our own, never from a work tree. A
 //! merge request is a record in the store. There are no issues, so notes go nowhere.
 
+mod known;
 mod program;
 mod records;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use devfleet_shared::backoff::Backoff;
 use devfleet_shared::id::Digest;
 use devfleet_shared::secret::Secret;
-use tokio::sync::Mutex;
 
 pub use records::merge_request_key;
 
 use super::includes::{Files, gather};
 use super::{Base, CiConfig, Forge, ForgeError, GitAccess, MergeRequest, MergeRequestDraft};
 use crate::store::SharedStore;
+use known::Known;
 use program::{Output, Remote, run};
 
 /// How long a question to the remote may take.
@@ -31,8 +32,8 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often a remote that does not answer is asked.
 const TRIES: u32 = 3;
 
-/// One lock per cache directory: two fetches at once would trip over each other's lock files.
-static FETCHING: LazyLock<std::sync::Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>>> = LazyLock::new(Default::default);
+/// Under which name the list of a commit's files is kept: no file is called so.
+const LIST: &str = "\0";
 
 /// Where the repository is and how to get in.
 #[derive(Debug, Clone)]
@@ -53,7 +54,7 @@ pub struct PlainGit {
     default_branch: Option<String>,
     ci_config_path: String,
     cache: PathBuf,
-    fetching: Arc<Mutex<()>>,
+    known: Arc<Known>,
     store: SharedStore,
 }
 
@@ -65,14 +66,13 @@ impl PlainGit {
             detail: detail.to_owned(),
         })?;
         let cache = cache_dir.join(format!("{}.git", Digest::of(settings.repository.as_bytes()).hex()));
-        let mut locks = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
-        let fetching = Arc::clone(locks.entry(cache.clone()).or_default());
+        let known = Known::of(&cache);
         Ok(Self {
             remote: Remote { address: settings.repository, login: settings.login },
             default_branch: settings.default_branch,
             ci_config_path: settings.ci_config_path.trim_start_matches('/').to_owned(),
             cache,
-            fetching,
+            known,
             store,
         })
     }
@@ -110,18 +110,24 @@ impl PlainGit {
             detail: format!("{}: {error}", self.cache.display()),
         };
         tokio::fs::create_dir_all(&self.cache).await.map_err(failed)?;
+        self.known.forget();
         let made = self.git(&["init", "--quiet", "--bare", "--template="], ASK_TIMEOUT).await?;
         made.success("make the git cache", &self.remote).map(drop)
     }
 
-    /// Lists HEAD and one branch of the remote.
-    async fn refs(&self, branch: Option<&str>) -> Result<Refs, ForgeError> {
-        let _alone = self.fetching.lock().await;
-        self.prepare().await?;
+    /// Lists HEAD and one branch of the remote. Those who ask with the same credential share answers.
+    async fn refs(&self, branch: Option<&str>) -> Result<Arc<Refs>, ForgeError> {
         let pattern = format!("refs/heads/{}", branch.unwrap_or("*"));
-        let arguments = ["ls-remote", "--symref", "--end-of-options", &self.remote.address, "HEAD", &pattern];
-        let output = self.ask("list the branches", &arguments, ASK_TIMEOUT).await?;
-        Ok(Refs::parse(&String::from_utf8_lossy(&output)))
+        let look = async {
+            {
+                let _alone = self.known.fetching.lock().await;
+                self.prepare().await?;
+            }
+            let arguments = ["ls-remote", "--symref", "--end-of-options", &self.remote.address, "HEAD", &pattern];
+            let output = self.ask("list the branches", &arguments, ASK_TIMEOUT).await?;
+            Ok(Arc::new(Refs::parse(&String::from_utf8_lossy(&output))))
+        };
+        self.known.refs.ask(format!("{pattern} {}", self.remote.login_digest()), look).await
     }
 
     /// Makes sure that the cache has a commit.
@@ -133,7 +139,10 @@ impl PlainGit {
         if !is_commit(commit) {
             return Err(no_commit());
         }
-        let _alone = self.fetching.lock().await;
+        if self.known.has(commit) && self.cache.join("HEAD").exists() {
+            return Ok(());
+        }
+        let _alone = self.known.fetching.lock().await;
         self.prepare().await?;
         if self.has(commit).await? {
             return Ok(());
@@ -159,7 +168,11 @@ impl PlainGit {
 
     async fn has(&self, commit: &str) -> Result<bool, ForgeError> {
         let tree = format!("{commit}^{{tree}}");
-        Ok(self.git(&["cat-file", "-e", &tree], ASK_TIMEOUT).await?.status.success())
+        let has = self.git(&["cat-file", "-e", &tree], ASK_TIMEOUT).await?.status.success();
+        if has {
+            self.known.note(commit);
+        }
+        Ok(has)
     }
 
     async fn blob(&self, commit: &str, path: &str) -> Result<Option<Vec<u8>>, ForgeError> {
@@ -167,6 +180,15 @@ impl PlainGit {
         if path.is_empty() || path.contains('\0') || path.split('/').any(|part| part == "..") {
             return Ok(None);
         }
+        if let Some(content) = known::file(&self.cache, commit, path) {
+            return Ok(content);
+        }
+        let content = self.blob_of_git(commit, path).await?;
+        known::keep_file(&self.cache, commit, path, content.as_deref());
+        Ok(content)
+    }
+
+    async fn blob_of_git(&self, commit: &str, path: &str) -> Result<Option<Vec<u8>>, ForgeError> {
         let output = self.git(&["ls-tree", "-z", "--full-tree", commit, "--", path], ASK_TIMEOUT).await?;
         let listed = output.success("look for a file", &self.remote)?;
         let listed = String::from_utf8_lossy(&listed);
@@ -194,7 +216,10 @@ impl Forge for PlainGit {
         let branch = match named {
             Some(name) => name.to_owned(),
             None if refs.heads.is_empty() => return Err(refused("the repository is empty; push a first commit")),
-            None => refs.default.ok_or_else(|| refused("its HEAD names none; set the project's `default_branch`"))?,
+            None => refs
+                .default
+                .clone()
+                .ok_or_else(|| refused("its HEAD names none; set the project's `default_branch`"))?,
         };
         let commit = refs.heads.get(&branch).cloned().ok_or_else(|| no_branch(&branch))?;
         Ok(Base { branch, commit })
@@ -248,8 +273,16 @@ impl Files for AtCommit<'_> {
     }
 
     async fn list(&self) -> Result<Option<Vec<String>>, ForgeError> {
-        let arguments = ["ls-tree", "-r", "-z", "--full-tree", "--name-only", self.commit];
-        let output = self.forge.git(&arguments, ASK_TIMEOUT).await?.success("list the files", &self.forge.remote)?;
+        let forge = self.forge;
+        let output = match known::file(&forge.cache, self.commit, LIST).flatten() {
+            Some(output) => output,
+            None => {
+                let arguments = ["ls-tree", "-r", "-z", "--full-tree", "--name-only", self.commit];
+                let output = forge.git(&arguments, ASK_TIMEOUT).await?.success("list the files", &forge.remote)?;
+                known::keep_file(&forge.cache, self.commit, LIST, Some(&output));
+                output
+            }
+        };
         let paths = output.split(|&byte| byte == 0).filter(|path| !path.is_empty());
         Ok(Some(paths.map(|path| String::from_utf8_lossy(path).into_owned()).collect()))
     }

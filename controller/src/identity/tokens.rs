@@ -6,6 +6,7 @@
 mod joining;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use devfleet_shared::clock::{Clock, Timestamp};
@@ -14,6 +15,7 @@ use devfleet_shared::secret::Secret;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq as _;
+use tokio::sync::Mutex;
 
 use super::{Caller, IdentityError, Role};
 use crate::store::{Change, Commit, Compare, Entry, Revision, SharedStore, StoreError, Transaction};
@@ -109,6 +111,8 @@ impl Unauthenticated {
 pub struct Tokens {
     store: SharedStore,
     clock: Clock,
+    /// Whose turn it is to write a join token's record.
+    joining: Arc<Mutex<()>>,
 }
 
 impl fmt::Debug for Tokens {
@@ -120,7 +124,7 @@ impl fmt::Debug for Tokens {
 impl Tokens {
     /// Finds tokens in this store and judges their age by this clock.
     pub fn new(store: SharedStore, clock: Clock) -> Self {
-        Self { store, clock }
+        Self { store, clock, joining: Arc::default() }
     }
 
     /// Makes a token for a person and returns its record and its text, which is not kept.
@@ -235,8 +239,6 @@ fn random_hex<const BYTES: usize>() -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::store::embedded::Embedded;
 

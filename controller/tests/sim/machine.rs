@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use devfleet_host::attempt::ports::{Code, CodeError};
 use devfleet_host::config::Config;
 use devfleet_host::daemon;
+use devfleet_host::disk::Space;
 use devfleet_host::engine::memory::{Fault, MemoryEngine, Piece, Script};
 use devfleet_host::engine::{ImageFacts, label};
 use devfleet_host::mirror::{GitLogin, Imported};
@@ -91,6 +92,8 @@ pub(crate) async fn run(machine: Arc<Machine>) -> turmoil::Result {
             code: Arc::new(MemoryCode),
             dial: Arc::clone(&machine.dial),
             clock: machine.clock.clone(),
+            // Not this machine's, which may be full.
+            gauge: |_| Ok(Space::UNSEEN),
         };
         let parts = daemon::start(ground, &machine.config, &CancellationToken::new()).await?;
         up.wait_for(|up| !*up).await?;

@@ -8,6 +8,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use base64::Engine as _;
+use devfleet_shared::id::Digest;
 use devfleet_shared::secret::Secret;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
@@ -72,6 +73,12 @@ impl Remote {
             settings.push((format!("http.{}.extraHeader", self.address), header));
         }
         settings
+    }
+
+    /// Tells one credential from another: what the remote says to one is not for another.
+    pub(super) fn login_digest(&self) -> Digest {
+        let (name, password) = self.login.as_ref().map_or(("", ""), |(name, password)| (name, password.expose()));
+        Digest::over([name.as_bytes(), password.as_bytes()])
     }
 
     fn authorization(&self) -> Option<String> {

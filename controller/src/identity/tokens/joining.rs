@@ -7,12 +7,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use devfleet_shared::backoff::Backoff;
 use devfleet_shared::clock::Timestamp;
 use devfleet_shared::id::{Digest, HostId};
 use devfleet_shared::secret::Secret;
 use serde::{Deserialize, Serialize};
 
-use super::{RACES, SecretHash, Tokens, lost_races, parse, random_hex, split};
+use super::{SecretHash, Tokens, lost_races, parse, random_hex, split};
 use crate::identity::IdentityError;
 use crate::store::{Change, Transaction};
 
@@ -25,6 +26,10 @@ const LABELS_MAX: usize = 32;
 const LABEL_CHARS: usize = 63;
 /// Spent join tokens are remembered this long, to say why they do not work.
 const MEMORY: Duration = Duration::from_secs(24 * 3_600);
+/// How long a host may have to wait for its turn and for the store.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The pace of tries that other controllers were quicker at.
+const PACE: Backoff = Backoff { first: Duration::from_millis(5), ceiling: Duration::from_millis(250) };
 
 /// What a join token is good for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,34 +150,51 @@ impl Tokens {
 
     /// Uses a join token for the host with this public key: of any number of tries as many keys as it has uses go
     /// through. A key that went through before goes through again, as the host that it became then.
+    ///
+    /// However many join at once: of those who ask this controller each waits for its turn, since all of them write one
+    /// record, and against those who ask another controller it tries again after a pause by chance.
     pub async fn redeem_join(&self, token: &str, proposed: &HostId, key: &Digest) -> Result<Joined, JoinRefused> {
         let [id, secret, _] = split::<3>(token, "dfj_").ok_or(JoinRefused::Wrong)?;
         let place = format!("{JOINING}{id}");
-        for _ in 0..RACES {
-            let found = self.read::<JoinRecord>(&place).await.map_err(JoinRefused::Unavailable)?;
-            let Some((mut record, revision)) = found.filter(|(record, _)| record.hash.matches(secret)) else {
-                return Err(JoinRefused::Wrong);
-            };
-            let expired = self.clock.now() >= record.expires;
-            if let Some(before) = record.used.iter().find(|before| before.key == *key)
-                && !expired
-            {
-                return Ok(Joined { host: before.host.clone(), labels: record.labels });
+        let host = Use { host: proposed.clone(), key: key.clone() };
+        let redeeming = async {
+            let _turn = self.joining.lock().await;
+            let mut lost = 0;
+            loop {
+                if let Some(joined) = self.try_join(&place, secret, &host).await? {
+                    return Ok(joined);
+                }
+                lost += 1;
+                tokio::time::sleep(PACE.pause(lost, Backoff::jitter())).await;
             }
-            if let Some(last) = record.used.last()
-                && record.used.len() >= record.uses as usize
-            {
-                return Err(JoinRefused::Used(last.host.clone()));
-            }
-            if expired {
-                return Err(JoinRefused::Expired(record.expires));
-            }
-            record.used.push(Use { host: proposed.clone(), key: key.clone() });
-            if self.put(place.clone(), revision, &record).await.map_err(JoinRefused::Unavailable)? {
-                return Ok(Joined { host: proposed.clone(), labels: record.labels });
-            }
+        };
+        let patience = tokio::time::timeout(PATIENCE, redeeming);
+        patience.await.unwrap_or_else(|_| Err(JoinRefused::Unavailable(lost_races())))
+    }
+
+    /// Notes a host's use in the token's record. `None`: the record changed meanwhile.
+    async fn try_join(&self, place: &str, secret: &str, host: &Use) -> Result<Option<Joined>, JoinRefused> {
+        let found = self.read::<JoinRecord>(place).await.map_err(JoinRefused::Unavailable)?;
+        let Some((mut record, revision)) = found.filter(|(record, _)| record.hash.matches(secret)) else {
+            return Err(JoinRefused::Wrong);
+        };
+        let expired = self.clock.now() >= record.expires;
+        if let Some(before) = record.used.iter().find(|before| before.key == host.key)
+            && !expired
+        {
+            return Ok(Some(Joined { host: before.host.clone(), labels: record.labels }));
         }
-        Err(JoinRefused::Unavailable(lost_races()))
+        if let Some(last) = record.used.last()
+            && record.used.len() >= record.uses as usize
+        {
+            return Err(JoinRefused::Used(last.host.clone()));
+        }
+        if expired {
+            return Err(JoinRefused::Expired(record.expires));
+        }
+        record.used.push(host.clone());
+        let written = self.put(place.to_owned(), revision, &record).await.map_err(JoinRefused::Unavailable)?;
+        Ok(written.then(|| Joined { host: host.host.clone(), labels: record.labels }))
     }
 
     async fn forget_spent(&self) -> Result<(), IdentityError> {
@@ -234,6 +256,24 @@ mod tests {
         clock.advance(HOUR);
         let refused = tokens.redeem_join(late.expose(), &HostId::random(), &key(0)).await.expect_err("expired");
         assert!(matches!(refused, JoinRefused::Expired(at) if at == expires), "{refused:?}");
+    }
+
+    /// As many controllers as hosts: nobody waits for a turn, every race is run in the store.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn many_hosts_that_join_at_once_at_as_many_controllers_all_get_in() {
+        let (_directory, store, clock, tokens) = tokens();
+        let terms = JoinTerms { uses: 32, ..JoinTerms::once(HOUR) };
+        let (text, _) = tokens.create_join(&terms, &Digest::of(b"ca")).await.expect("created");
+        let mut racers = tokio::task::JoinSet::new();
+        for number in 0..32 {
+            let (tokens, text) = (Tokens::new(store.clone(), clock.clone()), text.clone());
+            racers.spawn(async move { tokens.redeem_join(text.expose(), &HostId::random(), &key(number)).await });
+        }
+        for joined in racers.join_all().await {
+            joined.expect("joined");
+        }
+        let late = tokens.redeem_join(text.expose(), &HostId::random(), &key(32)).await.expect_err("used up");
+        assert!(matches!(late, JoinRefused::Used(_)), "{late:?}");
     }
 
     #[tokio::test]

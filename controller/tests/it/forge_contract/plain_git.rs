@@ -60,6 +60,29 @@ async fn a_commit_is_fetched_once_also_one_that_no_branch_has_any_more() {
 }
 
 #[tokio::test]
+async fn what_was_read_of_a_commit_is_not_asked_of_git_again_and_a_branch_that_moved_is_seen() {
+    let ground = PlainGround::on_disk().await;
+    let files = [(".gitlab-ci.yml", "include: {local: 'ci/*.yml'}\n"), ("ci/a.yml", "a: 1\n"), ("a", "1\n")];
+    let first = ground.commit("main", &files);
+    let read = async || {
+        let config = ground.forge.ci_config(&first).await.expect("it is read");
+        let file = ground.forge.read_file(&first, "a").await.expect("it is read");
+        let none = ground.forge.read_file(&first, "none").await.expect("it is looked for");
+        (config, file, none)
+    };
+    let before = read().await;
+    let cache = ground.directory.path().join("cache").read_dir().expect("a cache").next().expect("one").expect("it");
+    std::fs::remove_dir_all(cache.path().join("objects")).expect("removed");
+    assert_eq!(read().await, before);
+    assert_eq!(ground.forge.base(None).await.expect("a base").commit, first);
+    let second = ground.commit("main", &[("a", "2\n")]);
+    assert_eq!(ground.forge.base(None).await.expect("a base").commit, second);
+    // A cache that somebody removed is made anew.
+    std::fs::remove_dir_all(cache.path()).expect("removed");
+    assert_eq!(ground.forge.read_file(&second, "a").await.expect("it is read").as_deref(), Some(b"2\n".as_slice()));
+}
+
+#[tokio::test]
 async fn refused_logins_are_told_apart_and_not_tried_again() {
     let ground = PlainGround::over_http().await;
     ground.commit("main", &[("a", "1\n")]);

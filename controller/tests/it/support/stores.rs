@@ -30,11 +30,17 @@ pub(crate) struct Moody {
     inner: SharedStore,
     mood: Mutex<Mood>,
     kept: AtomicUsize,
+    commits: AtomicUsize,
 }
 
 impl Moody {
     pub(crate) fn over(inner: SharedStore) -> Arc<Moody> {
-        Arc::new(Moody { inner, mood: Mutex::new(Mood::Honest), kept: AtomicUsize::new(0) })
+        Arc::new(Moody {
+            inner,
+            mood: Mutex::new(Mood::Honest),
+            kept: AtomicUsize::new(0),
+            commits: AtomicUsize::new(0),
+        })
     }
 
     pub(crate) fn set(&self, mood: Mood) {
@@ -44,6 +50,11 @@ impl Moody {
     /// Says how many keep-alives were asked for.
     pub(crate) fn kept(&self) -> usize {
         self.kept.load(Ordering::SeqCst)
+    }
+
+    /// Says how many transactions were tried.
+    pub(crate) fn commits(&self) -> usize {
+        self.commits.load(Ordering::SeqCst)
     }
 
     pub(crate) fn mood(&self) -> Mood {
@@ -77,6 +88,7 @@ impl Store for Moody {
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<Commit, StoreError> {
+        self.commits.fetch_add(1, Ordering::SeqCst);
         self.pass().await;
         self.inner.commit(transaction).await
     }
