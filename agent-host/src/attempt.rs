@@ -135,6 +135,7 @@ pub struct Attempt {
     grant: OnceCell<Grant>,
     image: OnceCell<ImageFacts>,
     imported: Mutex<Option<Imported>>,
+    account: Mutex<claude::Reader>,
     /// The ledger is from before this daemon started.
     adopted: bool,
     /// A call that makes an object may still be under way in the engine.
@@ -160,7 +161,8 @@ impl Attempt {
         // On the board before anybody asks what this host has.
         reporter.phase(&course::resume(&assignment, &history).0, history.held().filter(|_| !history.torn_down()));
         let (grant, image, imported) = (OnceCell::new(), OnceCell::new(), Mutex::new(None));
-        Self { around, assignment, ledger, reporter, log, order, grant, image, imported, adopted, cut }
+        let account = Mutex::default();
+        Self { around, assignment, ledger, reporter, log, order, grant, image, imported, account, adopted, cut }
     }
 
     /// Carries the attempt through to its end.

@@ -19,6 +19,7 @@ use devfleet_shared::error::Chain;
 use devfleet_shared::id::HostId;
 use devfleet_shared::secret::Secret;
 use devfleet_shared::tls;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -114,6 +115,9 @@ pub enum RunError {
     /// The ledgers cannot be read.
     #[error("take up what is left from before")]
     Ledgers(#[from] LedgerError),
+    /// The system's signals cannot be listened to.
+    #[error("listen for SIGTERM and SIGINT")]
+    Signals(#[source] std::io::Error),
     /// A part of the daemon ended by itself.
     #[error("go on: the {part} ended, which is a defect; its containers run on, start the daemon again")]
     PartEnded {
@@ -122,10 +126,20 @@ pub enum RunError {
     },
 }
 
-/// Runs the daemon until `shutdown`, on the engine that the configuration names.
-pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
+/// Runs the daemon until SIGTERM or SIGINT, on the engine that the configuration names.
+pub async fn run_until_told(config: Config) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    let shutdown = CancellationToken::new();
     let engine = Arc::new(DockerEngine::new(&config.engine));
-    run_on(engine, config, shutdown).await
+    let mut running = std::pin::pin!(run_on(engine, config, shutdown.clone()));
+    tokio::select! {
+        ended = &mut running => return ended,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    shutdown.cancel();
+    running.await
 }
 
 /// Reads which images came with a login.

@@ -8,8 +8,6 @@ use clap::{Parser, Subcommand};
 use devfleet_host::config::Config;
 use devfleet_host::daemon;
 use devfleet_host::freeze::watchdog::{self, Watch};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 /// Carries out attempts on this machine's container engine, for a devfleet controller.
 #[derive(Parser)]
@@ -52,16 +50,6 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
         tracing::info!(file = %file.display(), "the settings are valid");
         return Ok(());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(async {
-        let shutdown = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-        let stop = shutdown.clone();
-        tokio::spawn(async move {
-            tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
-            stop.cancel();
-        });
-        Ok(daemon::run(config, shutdown).await?)
-    })
+    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+    Ok(runtime.block_on(daemon::run_until_told(config))?)
 }

@@ -356,7 +356,7 @@ impl Supervisor {
     fn post_end(&self, claim: Claim, result: AttemptResult) {
         let sequence = self.around.clock.now().0;
         let phase = Phase::Ended(result);
-        self.around.board.post(Report { claim, phase, doing: String::new(), held_until: None, sequence });
+        self.around.board.post(Report { claim, phase, doing: String::new(), tokens: 0, held_until: None, sequence });
     }
 
     async fn leave(mut self) {

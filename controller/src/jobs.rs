@@ -17,13 +17,14 @@ use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::id::{AttemptId, Digest, Fence, HostId, JobId};
 use devfleet_shared::job::{JobEvent, JobPhase, Refused};
 
-use self::reports::{Observed, apply_report};
+use self::reports::apply_report;
 use crate::leader::Term;
 use crate::store::records::{Idempotency, JobSpec, JobState, Owner, PublishRecord, RecordError, decode, key, put};
 use crate::store::{Change, Commit, Compare, Entry, Revision, SharedStore, StoreError, Transaction};
 
 pub use placing::Placement;
 pub use proposals::Anew;
+pub use reports::Observed;
 
 /// How long a used idempotency key is remembered.
 const IDEMPOTENCY_TIME: Duration = Duration::from_secs(24 * 3600);
@@ -252,20 +253,14 @@ impl Jobs {
     }
 
     /// Takes a host's report about its attempt. Repeated and late reports change nothing.
-    pub async fn report(
-        &self,
-        claim: &Claim,
-        phase: &Phase,
-        held_until: Option<Timestamp>,
-        max_attempts: u32,
-    ) -> Result<Report, JobError> {
+    pub async fn report(&self, claim: &Claim, observed: Observed<'_>, max_attempts: u32) -> Result<Report, JobError> {
+        let Observed { phase, held_until, .. } = observed;
         loop {
             if self.owned(claim).await?.is_none() {
                 return Ok(Report::Superseded);
             }
             let mut seen = self.seen(&claim.job).await?;
             let before = seen.state.clone();
-            let observed = Observed { phase, held_until };
             apply_report(&mut seen.state, claim, observed, max_attempts, self.clock.now())?;
             // A held environment still takes its place on the host: the job stays its own until that is over.
             let over = matches!(phase, Phase::Ended(_)) && held_until.is_none();

@@ -74,11 +74,20 @@ impl Connected {
     }
 }
 
+/// What a host tells of an attempt for people, and the store is not asked to keep.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// What it is doing right now.
+    pub doing: String,
+    /// The tokens that the agent says it has used so far.
+    pub tokens: u64,
+}
+
 /// The registry.
 #[derive(Debug)]
 pub struct Sessions {
     hosts: Mutex<BTreeMap<HostId, Connected>>,
-    doing: Mutex<BTreeMap<AttemptId, String>>,
+    told: Mutex<BTreeMap<AttemptId, Told>>,
     changed: watch::Sender<u64>,
     numbers: AtomicU64,
     clock: Clock,
@@ -89,7 +98,7 @@ impl Sessions {
     pub fn new(clock: Clock) -> Self {
         Self {
             hosts: Mutex::default(),
-            doing: Mutex::default(),
+            told: Mutex::default(),
             changed: watch::Sender::new(0),
             numbers: AtomicU64::new(1),
             clock,
@@ -188,19 +197,19 @@ impl Sessions {
         }
     }
 
-    /// Returns what the host of an attempt is doing right now, for people.
-    pub fn what_is_done(&self, attempt: &AttemptId) -> String {
-        self.doing.lock().unwrap_or_else(PoisonError::into_inner).get(attempt).cloned().unwrap_or_default()
+    /// Returns what the host of an attempt told last of it.
+    pub fn told(&self, attempt: &AttemptId) -> Told {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).get(attempt).cloned().unwrap_or_default()
     }
 
-    /// Notes what the host of an attempt is doing; nothing once it is over.
-    pub(crate) fn doing(&self, attempt: &AttemptId, what: String) {
-        let mut doing = self.doing.lock().unwrap_or_else(PoisonError::into_inner);
-        if what.is_empty() {
-            doing.remove(attempt);
-        } else {
-            doing.insert(attempt.clone(), what);
-        }
+    /// Notes what the host that owns an attempt tells of it.
+    pub(crate) fn note(&self, attempt: &AttemptId, told: Told) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt.clone(), told);
+    }
+
+    /// Forgets what was told of an attempt that is over.
+    pub(crate) fn forget(&self, attempt: &AttemptId) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(attempt);
     }
 
     fn announce(&self) {

@@ -2,11 +2,17 @@
 //!
 //! It succeeded if its exit status is 0, and there is a result, and the result is no error. The subtype does not tell:
 //! an API error ends as `success` with `is_error`. Lines that are no JSON, too long, or of an unknown type are skipped.
+//!
+//! The tokens are its own account: each message tells what it used so far, in one line or several, and the result all.
+
+use std::collections::VecDeque;
 
 use serde::Deserialize;
 
 /// The longest line that is looked at, in bytes.
 const LINE_LIMIT: usize = 4 << 20;
+/// How many messages are under way at once at most: one, and those of its subagents.
+const RECENT: usize = 64;
 /// How much of its own words goes into a message, in characters.
 const WORDS_LIMIT: usize = 2_000;
 
@@ -23,6 +29,8 @@ struct Outcome {
     errors: Vec<String>,
     #[serde(default)]
     api_error_status: Option<u16>,
+    #[serde(default)]
+    usage: Usage,
 }
 
 #[derive(Deserialize)]
@@ -31,12 +39,45 @@ struct Kind<'a> {
     kind: std::borrow::Cow<'a, str>,
 }
 
+/// A line of type `assistant`.
+#[derive(Deserialize)]
+struct Said {
+    message: Message,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    id: String,
+    #[serde(default)]
+    usage: Usage,
+}
+
+/// The provider's account of one message, or of all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Usage {
+    input_tokens: u64,
+    cache_creation_input_tokens: u64,
+    output_tokens: u64,
+}
+
+impl Usage {
+    /// Input, cache writes and output. Cache reads do not count (docs/cli.md).
+    fn tokens(self) -> u64 {
+        self.input_tokens.saturating_add(self.cache_creation_input_tokens).saturating_add(self.output_tokens)
+    }
+}
+
 /// Reads the standard output of one run, in pieces of any size.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     line: Vec<u8>,
     too_long: bool,
     outcome: Option<Outcome>,
+    /// Tokens of the messages that are told of no more.
+    settled: u64,
+    /// The newest messages, which further lines may tell of.
+    recent: VecDeque<(String, u64)>,
 }
 
 impl Reader {
@@ -51,9 +92,20 @@ impl Reader {
         self.extend(rest);
     }
 
+    /// Returns how many tokens were used, as far as the run has told.
+    pub(super) fn tokens(&self) -> u64 {
+        let told = self.recent.iter().fold(self.settled, |sum, (_, tokens)| sum.saturating_add(*tokens));
+        self.outcome.as_ref().map_or(0, |outcome| outcome.usage.tokens()).max(told)
+    }
+
+    /// Takes the end of the output.
+    pub(super) fn end(&mut self) {
+        self.end_line();
+    }
+
     /// Says what is wrong with the run, in a sentence; `None`: it succeeded.
     pub(super) fn complaint(mut self, status: i64) -> Option<String> {
-        self.end_line();
+        self.end();
         let Some(outcome) = self.outcome else {
             return Some(format!("Claude Code ended with status {status} and without a result"));
         };
@@ -80,14 +132,31 @@ impl Reader {
     }
 
     fn end_line(&mut self) {
-        let is_result = |kind: Kind<'_>| kind.kind == "result";
-        if serde_json::from_slice(&self.line).is_ok_and(is_result)
-            && let Ok(outcome) = serde_json::from_slice(&self.line)
-        {
-            self.outcome = Some(outcome);
-        }
-        self.line.clear();
+        let line = std::mem::take(&mut self.line);
         self.too_long = false;
+        let Ok(Kind { kind }) = serde_json::from_slice(&line) else { return };
+        match &*kind {
+            "result" => self.outcome = serde_json::from_slice(&line).ok().or_else(|| self.outcome.take()),
+            "assistant" => {
+                if let Ok(Said { message }) = serde_json::from_slice(&line) {
+                    self.note(message);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Counts a message once, with the most that a line says of it.
+    fn note(&mut self, Message { id, usage }: Message) {
+        if let Some((_, tokens)) = self.recent.iter_mut().find(|(known, _)| *known == id) {
+            *tokens = usage.tokens().max(*tokens);
+            return;
+        }
+        self.recent.push_back((id, usage.tokens()));
+        if self.recent.len() > RECENT {
+            let (_, tokens) = self.recent.pop_front().unwrap_or_default();
+            self.settled = self.settled.saturating_add(tokens);
+        }
     }
 }
 
@@ -128,6 +197,36 @@ mod tests {
             let complaint = complaint(&lines, status).expect("a complaint");
             assert!(complaint.contains(expected), "{complaint}");
         }
+    }
+
+    #[test]
+    fn tokens_are_counted_once_for_each_message_and_the_result_has_the_last_word() {
+        let said = |id: u32, output: u32| {
+            format!(
+                r#"{{"type":"assistant","message":{{"id":"msg_{id}","usage":{{"input_tokens":10,"cache_creation_input_tokens":200,"cache_read_input_tokens":9000,"output_tokens":{output}}}}}}}"#
+            )
+        };
+        let mut reader = Reader::default();
+        let mut tell = |line: &str| {
+            reader.push(format!("{line}\n").as_bytes());
+            reader.tokens()
+        };
+        assert_eq!(tell(INIT), 0);
+        assert_eq!(tell(&said(1, 1)), 211);
+        assert_eq!(tell(&said(1, 7)), 217, "another line about the same message");
+        assert_eq!(tell(&said(2, 1)), 428);
+        assert_eq!(tell(&said(1, 1)), 428, "what was told is not taken back");
+        assert_eq!(tell(WORDS), 428, "without an account");
+        let result = |output: u32| {
+            format!(r#"{{"type":"result","subtype":"success","usage":{{"input_tokens":20,"output_tokens":{output}}}}}"#)
+        };
+        assert_eq!(tell(&result(4)), 428);
+        assert_eq!(tell(&result(980)), 1_000);
+        for id in 3..300 {
+            tell(&said(id, 0));
+        }
+        assert_eq!(tell(INIT), 428 + 297 * 210, "however many there are");
+        assert!(reader.recent.len() <= RECENT);
     }
 
     #[test]

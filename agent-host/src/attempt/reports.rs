@@ -28,6 +28,8 @@ pub struct Report {
     pub phase: Phase,
     /// What it is doing right now, for people.
     pub doing: String,
+    /// The tokens that its agent says it has used; 0: it says nothing.
+    pub tokens: u64,
     /// Until when the environment is held.
     pub held_until: Option<Timestamp>,
     /// Grows with every report of the attempt.
@@ -126,6 +128,7 @@ pub struct Reporter {
 struct ReporterState {
     phase: Phase,
     doing: String,
+    tokens: u64,
     held_until: Option<Timestamp>,
     next: u64,
     reserved: u64,
@@ -138,6 +141,7 @@ impl Reporter {
         let state = ReporterState {
             phase: Phase::Assigned,
             doing: String::new(),
+            tokens: 0,
             held_until: None,
             next: reserved + 1,
             reserved,
@@ -161,6 +165,14 @@ impl Reporter {
         self.post(|state| state.doing = text.chars().take(DOING_LIMIT).collect());
     }
 
+    /// Reports how many tokens the agent says it has used; nothing where that is no news.
+    pub fn tokens(&self, tokens: u64) {
+        let known = self.state.lock().unwrap_or_else(PoisonError::into_inner).tokens;
+        if tokens > known {
+            self.post(|state| state.tokens = tokens);
+        }
+    }
+
     fn post(&self, change: impl FnOnce(&mut ReporterState)) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
@@ -176,6 +188,7 @@ impl Reporter {
             claim: self.claim.clone(),
             phase: state.phase.clone(),
             doing: state.doing.clone(),
+            tokens: state.tokens,
             held_until: state.held_until,
             sequence,
         };

@@ -1,5 +1,6 @@
 //! Running one step: its container made once, started once, read to the end, across restarts of daemon and engine.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use devfleet_shared::assignment::AgentKind;
@@ -169,7 +170,9 @@ impl Attempt {
         if let (Step::Agent, AgentKind::ClaudeCode, Some(status)) =
             (ending.step, self.assignment.agent.kind, ending.status)
         {
-            let complaint = self.read_claude(name).await?.complaint(status);
+            let told = self.read_claude(name).await?;
+            self.reporter.tokens(told.tokens());
+            let complaint = told.complaint(status);
             failure = complaint.map(|message| Failure { reason: FailureReason::Agent, message });
         }
         Ok(failure)
@@ -186,6 +189,7 @@ impl Attempt {
                     reader.push(&frame.data);
                 }
             }
+            reader.end();
             Ok(reader)
         })
         .await
@@ -216,21 +220,35 @@ impl Attempt {
         }
     }
 
-    /// Records a container's output from where the log ends.
+    /// Records a container's output from where the log ends, and counts the tokens that it tells of.
     async fn drain(&self, step: Step, name: &str) -> Result<(), StartError> {
         let source = step.name();
+        let tells = step == Step::Agent && self.assignment.agent.kind == AgentKind::ClaudeCode;
         let since = self.log.resume(source);
         let mut output = self.around.engine.output(name, since.as_deref()).await?;
         let mut settle = tokio::time::interval(SETTLE);
         loop {
             tokio::select! {
                 frame = output.next() => match frame {
-                    Some(frame) => self.log.frame(source, &frame?).map_err(Halt::Failed)?,
+                    Some(frame) => {
+                        let frame = frame?;
+                        self.log.frame(source, &frame).map_err(Halt::Failed)?;
+                        if tells && !frame.is_error {
+                            self.count_tokens(&frame.data);
+                        }
+                    }
                     None => return Ok(()),
                 },
                 _ = settle.tick() => self.log.settle(),
             }
         }
+    }
+
+    /// Reads along what Claude Code has used. What is read twice counts once; what a restart missed comes with the result.
+    fn count_tokens(&self, piece: &[u8]) {
+        let mut account = self.account.lock().unwrap_or_else(PoisonError::into_inner);
+        account.push(piece);
+        self.reporter.tokens(account.tokens());
     }
 
     /// Stops a container, and records the last words it has for that.

@@ -140,7 +140,14 @@ mod tests {
         let board = Board::default();
         let post = |attempt: &str, phase: Phase, held_until| {
             let claim = Claim::of(&assignment(attempt, 1));
-            board.post(crate::attempt::reports::Report { claim, phase, doing: String::new(), held_until, sequence: 1 });
+            board.post(crate::attempt::reports::Report {
+                claim,
+                phase,
+                doing: String::new(),
+                tokens: 0,
+                held_until,
+                sequence: 1,
+            });
         };
         post("00000001", Phase::Preparing, None);
         post("00000002", Phase::Stopping(AttemptResult::Lost), None);

@@ -62,6 +62,7 @@ pub(super) fn report(report: &Report) -> v1::AttemptReport {
         doing: report.doing.clone(),
         held_until_unix_ms: report.held_until.map_or(0, |until| until.0),
         sequence: report.sequence,
+        tokens: report.tokens,
     }
 }
 

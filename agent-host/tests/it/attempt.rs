@@ -223,6 +223,30 @@ async fn claude_code_succeeds_by_its_result_not_by_its_status_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_claude_code_says_it_has_used_is_reported_while_it_runs_and_after_a_restart() {
+    let said = |id: u32, input: u32| {
+        format!(
+            "{{\"type\":\"assistant\",\"message\":{{\"id\":\"m{id}\",\"usage\":{{\"input_tokens\":{input},\"output_tokens\":1}}}}}}\n"
+        )
+    };
+    let done =
+        r#"{"type":"result","subtype":"success","is_error":false,"usage":{"input_tokens":100,"output_tokens":50}}"#;
+    let mut world = World::new();
+    world.assignment.agent.kind = AgentKind::ClaudeCode;
+    let after = Duration::from_secs(60);
+    let piece = |text: String, after| Piece { data: text.into(), after, ..Piece::default() };
+    let output = vec![piece(said(1, 9) + &said(2, 19), Duration::ZERO), piece(format!("{done}\n"), after)];
+    world.engine.script("agent", Script { output, ..Script::ends(after * 2, 0) });
+    let daemon = world.begin().await;
+    daemon.reported("the first tokens", &world.attempt(), |report| (report.tokens == 30).then_some(())).await;
+    daemon.kill().await;
+    let daemon = world.begin().await;
+    let ended = daemon.ended(&world.attempt()).await;
+    assert_eq!(ended.tokens, 150, "{ended:?}");
+    assert!(matches!(world.finish(&daemon).await, AttemptResult::Succeeded { .. }));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_prepared_has_its_class() {
     let mut world = World::new();
     world.assignment.environment.image = "nowhere:1".into();

@@ -333,6 +333,37 @@ async fn a_full_disk_is_said_and_leaves_nothing_to_give() {
     pair.end().await;
 }
 
+#[tokio::test]
+async fn a_host_that_was_removed_starts_again_only_with_a_new_token() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (file, token) = (dir.path().join("host.toml"), dir.path().join("token"));
+    let text = format!(
+        "name = \"box-1\"\ncontroller = \"https://127.0.0.1:1\"\ndata_dir = \"{}/data\"\njoin_token_file = \"{}\"\n",
+        dir.path().display(),
+        token.display()
+    );
+    std::fs::write(&file, text).expect("written");
+    let config = devfleet_host::config::Config::load(&file).expect("valid");
+    let identity = dir.path().join("data/identity");
+    std::fs::create_dir_all(&identity).expect("made");
+    std::fs::write(identity.join("removed"), "host box-1 was removed by ada").expect("written");
+    std::fs::write(identity.join("host-id"), "3b124ed8-47ca-4fbc-b33c-c0dfe60f34be\n").expect("written");
+    let start = |shutdown| {
+        devfleet_host::daemon::run_on(devfleet_host::engine::memory::MemoryEngine::new(), config.clone(), shutdown)
+    };
+    let refused = start(CancellationToken::new()).await.expect_err("refused").to_string();
+    for part in ["host box-1 was removed by ada", "devfleet join-token create", "identity/removed"] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    assert!(identity.join("removed").exists(), "it is still known");
+
+    std::fs::write(&token, format!("dfj_id_secret_{}", "0".repeat(64))).expect("written");
+    let told = CancellationToken::new();
+    told.cancel();
+    start(told).await.expect("it waits for the controller until it is told to end");
+    assert!(!identity.join("removed").exists(), "it joins as another");
+}
+
 /// Runs an attempt up to its agent, which does not end by itself.
 async fn with_agent(pair: &mut Pair) -> Line {
     pair.world.engine.script("agent", devfleet_host::engine::memory::Script::runs());

@@ -10,7 +10,7 @@ use crate::gates::difference;
 use crate::hosts::load::Load;
 use crate::project::{Approval, ForgeConfig, ProjectRecord};
 use crate::quarantine::Standing;
-use crate::sessions::{Connected, Sessions};
+use crate::sessions::{Connected, Sessions, Told};
 use crate::store::records::controllers::ControllerRecord;
 use crate::store::records::hosts::Wish;
 use crate::store::records::leadership::LeaderRecord;
@@ -76,6 +76,7 @@ fn failure(state: &JobState) -> Option<v1::Failure> {
 }
 
 fn attempt(attempt: &AttemptRecord, job: &JobRecords, sessions: &Sessions) -> v1::Attempt {
+    let told = if attempt.ended.is_none() { sessions.told(&attempt.id) } else { Told::default() };
     let fence = job.owner.as_ref().filter(|(owner, _)| owner.attempt == attempt.id).map(|(_, fence)| fence.0);
     v1::Attempt {
         id: attempt.id.to_string(),
@@ -85,7 +86,8 @@ fn attempt(attempt: &AttemptRecord, job: &JobRecords, sessions: &Sessions) -> v1
         assigned_unix_ms: attempt.assigned.0,
         ended_unix_ms: attempt.ended.unwrap_or_default().0,
         branch: attempt.branch.clone(),
-        doing: if attempt.ended.is_none() { sessions.what_is_done(&attempt.id) } else { String::new() },
+        doing: told.doing,
+        tokens: attempt.tokens.max(told.tokens),
         held_until_unix_ms: attempt.held_until.unwrap_or_default().0,
     }
 }

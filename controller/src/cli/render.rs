@@ -103,6 +103,16 @@ pub fn bytes(count: u64) -> String {
     format!("{amount:.digits$} {}", units[unit])
 }
 
+/// Writes a number that only its size matters of: `812`, `48k`, `1.2M`; `-` for none.
+pub fn count(number: u64) -> String {
+    match number {
+        0 => "-".to_owned(),
+        1..1_000 => number.to_string(),
+        1_000..1_000_000 => format!("{}k", number / 1_000),
+        _ => format!("{:.1}M", (number / 100_000) as f64 / 10.0),
+    }
+}
+
 /// Shortens an id to the eight characters that people type.
 pub fn short(id: &str) -> String {
     id.chars().take(8).collect()
@@ -123,6 +133,8 @@ mod tests {
         assert_eq!([0, 119, 120, 7_199, 7_200, 172_800].map(span), ["0s", "119s", "2m", "119m", "2h", "2d"]);
         assert_eq!(age(0, Timestamp(5)), "-");
         assert_eq!(age(1_000, Timestamp(61_000)), "60s");
+        let numbers = [0, 999, 1_000, 999_999, 1_000_000, 12_345_678];
+        assert_eq!(numbers.map(count), ["-", "999", "1k", "999k", "1.0M", "12.3M"]);
         assert_eq!([0, 1023, 1536, 15 << 20, 4 << 30].map(bytes), ["0 B", "1023 B", "1.5 KiB", "15 MiB", "4.0 GiB"]);
     }
 

@@ -88,8 +88,8 @@ impl Screen {
 }
 
 pub(super) async fn run(args: TopArgs, session: &Session) -> Result<Exit, CliError> {
-    if args.interval.0 < Duration::from_millis(100) {
-        return Err(CliError::Usage("--interval: write 100ms or more".into()));
+    if args.interval.0.is_zero() {
+        return Err(CliError::Usage("--interval: write 1s or more".into()));
     }
     let connection = session.connect()?;
     if args.once || !session.output.is_terminal() || session.output.format() != Format::Table {

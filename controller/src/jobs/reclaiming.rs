@@ -19,7 +19,7 @@ impl Jobs {
             _ => None,
         };
         let phase = phase.unwrap_or(Phase::Ended(AttemptResult::Lost));
-        let observed = Observed { phase: &phase, held_until: None };
+        let observed = Observed::from(&phase);
         apply_report(&mut seen.state, claim, observed, max_attempts, self.clock.now())?;
         let mut when = held_by(claim, seen.revision);
         when.push(Compare::Modified(live::key(&claim.host), 0));

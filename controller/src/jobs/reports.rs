@@ -9,17 +9,27 @@ use crate::retries::{self, Stopped};
 use crate::store::records::JobState;
 
 /// What a host saw of its attempt.
-#[derive(Clone, Copy)]
-pub(super) struct Observed<'a> {
-    pub(super) phase: &'a Phase,
-    pub(super) held_until: Option<Timestamp>,
+#[derive(Debug, Clone, Copy)]
+pub struct Observed<'a> {
+    /// Where it is.
+    pub phase: &'a Phase,
+    /// Until when its environment is held.
+    pub held_until: Option<Timestamp>,
+    /// The tokens that its agent says it has used; 0: it says nothing.
+    pub tokens: u64,
+}
+
+impl<'a> From<&'a Phase> for Observed<'a> {
+    fn from(phase: &'a Phase) -> Self {
+        Observed { phase, held_until: None, tokens: 0 }
+    }
 }
 
 /// Folds a report into the job's state: phases only rise, and the first result decides about the job.
 pub(super) fn apply_report(
     state: &mut JobState,
     claim: &Claim,
-    Observed { phase, held_until }: Observed<'_>,
+    Observed { phase, held_until, tokens }: Observed<'_>,
     max_attempts: u32,
     now: Timestamp,
 ) -> Result<(), JobError> {
@@ -36,6 +46,8 @@ pub(super) fn apply_report(
         return Ok(());
     }
     attempt.phase = phase.clone();
+    // With the phase, which is written anyway: the store is no place for what changes with every message.
+    attempt.tokens = attempt.tokens.max(tokens);
     if phase.result().is_some() {
         attempt.finished.get_or_insert(now);
     }
@@ -87,8 +99,7 @@ mod tests {
     }
 
     fn report(state: &mut JobState, claim: &Claim, phase: Phase) {
-        apply_report(state, claim, Observed { phase: &phase, held_until: None }, 2, Timestamp(1_000))
-            .expect("the table allows it");
+        apply_report(state, claim, Observed::from(&phase), 2, Timestamp(1_000)).expect("the table allows it");
     }
 
     fn commit() -> AttemptResult {
@@ -118,7 +129,7 @@ mod tests {
     fn a_held_environment_is_not_over_until_it_is_gone() {
         let (mut state, claim) = running();
         let until = Some(Timestamp(9_000));
-        let held = Observed { phase: &Phase::Ended(commit()), held_until: until };
+        let held = Observed { phase: &Phase::Ended(commit()), held_until: until, tokens: 0 };
         apply_report(&mut state, &claim, held, 2, Timestamp(1_000)).expect("allowed");
         assert_eq!(state.phase, JobPhase::Publishing);
         assert_eq!((state.attempts[0].ended, state.attempts[0].held_until), (None, until));

@@ -25,10 +25,10 @@ use tonic::{Code, Streaming};
 use tracing::{error, info, warn};
 
 use super::prover::{Held, ProofError, ProverHandle};
-use super::{Order, Sessions};
+use super::{Order, Sessions, Told};
 use crate::api::refusal;
 use crate::hosts;
-use crate::jobs::{Claim, JobError, Jobs, Report};
+use crate::jobs::{Claim, JobError, Jobs, Observed, Report};
 use crate::logs::JobLogs;
 use crate::store::records::fleet::Generation;
 use crate::store::records::{Proposal, RecordError};
@@ -290,13 +290,22 @@ impl Session {
         let held_until = (report.held_until_unix_ms > 0).then_some(Timestamp(report.held_until_unix_ms));
         let max_attempts = self.max_attempts(&job);
         let claim = Claim { host: self.host.clone(), job, attempt, fence: Fence(report.fence) };
-        self.parts.sessions.doing(&claim.attempt, report.doing);
         if phase == Phase::Ended(AttemptResult::Lost)
             && let Err(error) = self.parts.logs.complete(&claim.job, &claim.attempt).await
         {
             warn!(attempt = %claim.attempt, error = %Chain(&error), "the log of a lost attempt could not be closed");
         }
-        self.parts.jobs.report(&claim, &phase, held_until, max_attempts).await
+        let tokens = self.parts.sessions.told(&claim.attempt).tokens.max(report.tokens);
+        let observed = Observed { phase: &phase, held_until, tokens };
+        let outcome = self.parts.jobs.report(&claim, observed, max_attempts).await?;
+        match (&outcome, &phase) {
+            (Report::Superseded, _) => {}
+            (Report::Applied, Phase::Ended(_)) => self.parts.sessions.forget(&claim.attempt),
+            (Report::Applied, _) => {
+                self.parts.sessions.note(&claim.attempt, Told { doing: report.doing, tokens });
+            }
+        }
+        Ok(outcome)
     }
 
     fn max_attempts(&self, job: &JobId) -> u32 {

@@ -295,6 +295,9 @@ pub struct AttemptRecord {
     /// Why it is to be stopped so that another host can do its job; this attempt is not charged then.
     #[serde(default)]
     pub recalled: Option<String>,
+    /// The tokens that its agent said it had used when the phase changed last.
+    #[serde(default)]
+    pub tokens: u64,
 }
 
 impl AttemptRecord {
@@ -310,6 +313,7 @@ impl AttemptRecord {
             held_until: None,
             finished: None,
             recalled: None,
+            tokens: 0,
         }
     }
 

@@ -6,6 +6,7 @@ use tonic::{Code, Status};
 
 mod derive;
 mod fake;
+mod terminal;
 mod up;
 
 use fake::{DIGEST, Fake, JOB, Ran, TOKEN, Then, job, record, refusal};

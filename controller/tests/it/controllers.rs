@@ -7,10 +7,8 @@ use std::time::Duration;
 use devfleet_controller::config::Config;
 use devfleet_controller::identity::{JoinTerms, Role};
 use devfleet_controller::server::{self, Running, StartError};
-use devfleet_controller::store::embedded::Embedded;
-use devfleet_controller::store::migrate::{MigrateError, migrate};
+use devfleet_controller::store::SharedStore;
 use devfleet_controller::store::records::leadership::leader_key;
-use devfleet_controller::store::{Change, SharedStore, Transaction};
 use devfleet_host::identity::HostIdentity;
 use devfleet_proto::v1::controller_message::Kind;
 use devfleet_proto::v1::fleet_client::FleetClient;
@@ -199,34 +197,4 @@ async fn controllers(at: &Running, token: &Secret) -> Vec<v1::Controller> {
     let bearer = format!("Bearer {}", token.expose()).parse().expect("a header");
     request.metadata_mut().insert("authorization", bearer);
     FleetClient::new(plain(at)).list_controllers(request).await.expect("an answer").into_inner().controllers
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_embedded_store_moves_into_etcd_whole_and_only_into_an_empty_one() {
-    let (dir, cluster) = (tempfile::tempdir().expect("dir"), Cluster::start(1));
-    let from: SharedStore = Embedded::open(&dir.path().join("store.redb"), Clock::system()).expect("open");
-    let lease = from.grant_lease(Duration::from_secs(600)).await.expect("lease");
-    let put = |key: String, lease| Change::Put { key, value: vec![b'v'; 20_000], lease };
-    for n in 0..100 {
-        let then = vec![put(format!("/devfleet/v1/projects/p{n}"), None)];
-        from.commit(Transaction { when: Vec::new(), then }).await.expect("commit");
-    }
-    let then =
-        vec![put("/devfleet/v1/idempotency/a".into(), Some(lease)), put("/devfleet/v1/leader".into(), Some(lease))];
-    from.commit(Transaction { when: Vec::new(), then }).await.expect("commit");
-
-    let to = cluster.store(0, "migrate").await;
-    let moved = migrate(&from, &to).await.expect("moved");
-    assert_eq!((moved.keys, moved.bytes), (101, 101 * 20_000));
-    let copied = to.range("/devfleet/v1/").await.expect("range").entries;
-    let source = from.range("/devfleet/v1/").await.expect("range").entries;
-    let plain = |entries: Vec<devfleet_controller::store::Entry>| -> Vec<(String, Vec<u8>)> {
-        entries.into_iter().map(|entry| (entry.key, entry.value)).collect()
-    };
-    let expected: Vec<_> = plain(source).into_iter().filter(|(key, _)| !key.ends_with("leader")).collect();
-    assert!(copied.iter().any(|entry| entry.lease.is_some()), "idempotency keys stay on a lease");
-    assert_eq!(plain(copied), expected, "everything but what belongs to a process");
-
-    let again = migrate(&from, &to).await;
-    assert!(matches!(again, Err(MigrateError::NotEmpty(101))), "{again:?}");
 }

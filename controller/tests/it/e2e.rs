@@ -7,6 +7,7 @@ mod derived;
 mod drift;
 mod engine_trouble;
 mod failures;
+mod fleet;
 mod gitlab;
 mod hosts;
 mod parallel;

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use devfleet_controller::forge::Base;
 use devfleet_controller::hosts::{HostError, Hosts, Removal};
-use devfleet_controller::jobs::{Claim, JobError, Jobs, Report};
+use devfleet_controller::jobs::{Claim, JobError, Jobs, Observed, Report};
 use devfleet_controller::leader::Term;
 use devfleet_controller::store::embedded::Embedded;
 use devfleet_controller::store::records::hosts::{AfterDrain, Desired, Wish};
-use devfleet_controller::store::records::{HostRecord, JobSpec, Proposal, PublishRecord, Verification, key, put};
+use devfleet_controller::store::records::{
+    HostRecord, JobSpec, JobState, Proposal, PublishRecord, Verification, decode, key, put,
+};
 use devfleet_controller::store::{Change, SharedStore, Transaction};
 use devfleet_shared::assignment::{AgentKind, AgentSpec, Limits};
 use devfleet_shared::attempt::{AttemptResult, Failure, FailureReason, Phase, Step};
@@ -175,7 +177,7 @@ async fn only_the_owner_under_its_fence_moves_a_job() {
     let job = bench.queued().await;
     let claim = bench.assigned(&job).await;
     for wrong in forged(&claim) {
-        let said = bench.jobs.report(&wrong, &succeeded(), None, 1).await.expect("an answer");
+        let said = bench.jobs.report(&wrong, (&succeeded()).into(), 1).await.expect("an answer");
         assert_eq!(said, Report::Superseded, "{wrong:?}");
         let leave = bench.jobs.authorize_publish(&wrong, &publication(&wrong)).await.expect("an answer");
         assert!(leave.expect_err("refused").contains("another attempt"), "{wrong:?}");
@@ -184,7 +186,7 @@ async fn only_the_owner_under_its_fence_moves_a_job() {
     assert_eq!(bench.phase(&job).await, JobPhase::Running);
     assert!(bench.jobs.publish_record(&job).await.expect("an answer").is_none());
     assert_eq!(bench.jobs.authorize_publish(&claim, &publication(&claim)).await.expect("an answer"), Ok(()));
-    assert_eq!(bench.jobs.report(&claim, &succeeded(), None, 1).await.expect("an answer"), Report::Applied);
+    assert_eq!(bench.jobs.report(&claim, (&succeeded()).into(), 1).await.expect("an answer"), Report::Applied);
     assert_eq!(bench.phase(&job).await, JobPhase::Publishing);
 }
 
@@ -195,15 +197,15 @@ async fn what_an_earlier_attempt_says_after_the_next_has_begun_changes_nothing()
     let first = bench.assigned(&job).await;
     let failure = Failure { reason: FailureReason::Engine, message: "the engine is gone".into() };
     let ended = Phase::Ended(AttemptResult::Failed(failure));
-    assert_eq!(bench.jobs.report(&first, &ended, None, 3).await.expect("an answer"), Report::Applied);
+    assert_eq!(bench.jobs.report(&first, (&ended).into(), 3).await.expect("an answer"), Report::Applied);
     assert_eq!(bench.phase(&job).await, JobPhase::Queued);
     let second = bench.assigned(&job).await;
     assert!(second.fence > first.fence, "a fence only grows");
-    let late = bench.jobs.report(&first, &succeeded(), None, 3).await.expect("an answer");
+    let late = bench.jobs.report(&first, (&succeeded()).into(), 3).await.expect("an answer");
     assert_eq!(late, Report::Superseded);
     let leave = bench.jobs.authorize_publish(&first, &publication(&first)).await.expect("an answer");
     assert!(leave.is_err());
-    let running = bench.jobs.report(&second, &Phase::Running(Step::Agent), None, 3).await.expect("an answer");
+    let running = bench.jobs.report(&second, (&Phase::Running(Step::Agent)).into(), 3).await.expect("an answer");
     assert_eq!((running, bench.phase(&job).await), (Report::Applied, JobPhase::Running));
 }
 
@@ -227,8 +229,27 @@ async fn a_cancelled_job_gets_no_leave_to_publish_and_ends_cancelled() {
     bench.jobs.cancel(&job, "ada").await.expect("cancelled");
     let leave = bench.jobs.authorize_publish(&claim, &publication(&claim)).await.expect("an answer");
     assert!(leave.expect_err("refused").contains("cancelled by ada"));
-    bench.jobs.report(&claim, &succeeded(), None, 1).await.expect("an answer");
+    bench.jobs.report(&claim, (&succeeded()).into(), 1).await.expect("an answer");
     assert_eq!(bench.phase(&job).await, JobPhase::Ended(Outcome::Cancelled));
+}
+
+#[tokio::test]
+async fn tokens_are_written_down_with_the_phase_and_never_by_themselves() {
+    let bench = Bench::new();
+    let job = bench.queued().await;
+    let claim = bench.assigned(&job).await;
+    let told = async |phase: &Phase, tokens| {
+        let observed = Observed { tokens, ..Observed::from(phase) };
+        bench.jobs.report(&claim, observed, 1).await.expect("an answer");
+        let entry = bench.store.get(&key::state(&job)).await.expect("get").expect("there");
+        let state: JobState = decode(&entry.key, &entry.value).expect("a state");
+        (state.attempts[0].tokens, entry.modified)
+    };
+    let (tokens, written) = told(&Phase::Running(Step::Agent), 0).await;
+    assert_eq!(tokens, 0);
+    assert_eq!(told(&Phase::Running(Step::Agent), 40_000).await, (0, written), "the store is not asked");
+    assert_eq!(told(&Phase::Running(Step::Verify), 50_000).await.0, 50_000);
+    assert_eq!(told(&succeeded(), 0).await.0, 50_000, "a daemon that forgot takes nothing back");
 }
 
 #[tokio::test]
@@ -238,7 +259,7 @@ async fn an_owner_that_is_gone_owns_nothing() {
     let claim = bench.assigned(&job).await;
     let then = vec![Change::Delete(key::owner(&job))];
     bench.store.commit(Transaction { when: Vec::new(), then }).await.expect("deleted");
-    assert_eq!(bench.jobs.report(&claim, &succeeded(), None, 1).await.expect("an answer"), Report::Superseded);
+    assert_eq!(bench.jobs.report(&claim, (&succeeded()).into(), 1).await.expect("an answer"), Report::Superseded);
     assert_eq!(bench.phase(&job).await, JobPhase::Running);
 }
 
@@ -298,7 +319,7 @@ async fn a_recalled_attempt_gets_no_leave_to_publish_and_its_job_is_queued_uncha
         let leave = bench.jobs.authorize_publish(&claim, &publication(&claim)).await.expect("an answer");
         assert!(leave.expect_err("refused").contains("draining by ada"));
         let stopped = Phase::Stopping(AttemptResult::Cancelled);
-        bench.jobs.report(&claim, &stopped, None, 1).await.expect("an answer");
+        bench.jobs.report(&claim, (&stopped).into(), 1).await.expect("an answer");
         assert_eq!(bench.phase(&job).await, JobPhase::Queued);
     }
 }
@@ -310,7 +331,7 @@ async fn an_attempt_whose_work_is_being_published_is_not_recalled() {
     let claim = bench.assigned(&job).await;
     bench.jobs.authorize_publish(&claim, &publication(&claim)).await.expect("an answer").expect("granted");
     assert_eq!(bench.jobs.recall(&term(), &claim, "draining").await.expect("an answer"), None);
-    bench.jobs.report(&claim, &succeeded(), None, 1).await.expect("an answer");
+    bench.jobs.report(&claim, (&succeeded()).into(), 1).await.expect("an answer");
     assert_eq!(bench.phase(&job).await, JobPhase::Publishing);
 }
 

@@ -8,11 +8,13 @@ use devfleet_controller::files::Files;
 use devfleet_controller::logs::{JobLogs, LogError, RecordStream};
 use devfleet_proto::v1::log_record::Channel;
 use devfleet_proto::v1::{LogChunk, LogRecord};
+use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, JobId};
 use futures_util::StreamExt as _;
 use proptest::prelude::*;
 use prost::Message as _;
 
+use crate::support::certificates::Certificates;
 use crate::support::s3::{Behaves, Bucket, Front};
 
 /// A log among some files.
@@ -302,6 +304,21 @@ async fn a_bucket_in_trouble_costs_time_and_no_line() {
     front.behave(Behaves::Well);
     let missing = bucket.other("no-such-bucket").await.try_out().await.expect_err("no bucket");
     assert!(!missing.is_retryable() && missing.to_string().contains("files.bucket"), "{missing}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_over_tls_is_used_only_where_its_authority_is_trusted() {
+    let bucket = Bucket::over_tls().await;
+    let files = bucket.trusting("fleet", Some(&bucket.authority())).await;
+    contract(&files).await;
+    let (dir, other) = (tempfile::tempdir().expect("a directory"), Certificates::make());
+    let stranger = dir.path().join("ca.pem");
+    std::fs::write(&stranger, other.ca).expect("written");
+    for ca in [None, Some(stranger.as_path())] {
+        let refused = bucket.trusting("fleet", ca).await.try_out().await.expect_err("not trusted");
+        let told = Chain(&refused).to_string().to_lowercase();
+        assert!(told.contains("certificate"), "{ca:?}: {told}");
+    }
 }
 
 proptest! {

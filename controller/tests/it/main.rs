@@ -13,6 +13,7 @@ mod jobs;
 mod joining;
 mod leader;
 mod logs;
+mod migrate;
 mod placing;
 mod proving;
 mod quarantine;

@@ -33,7 +33,7 @@ async fn ends(bench: &Bench, host: &HostId, reason: FailureReason) {
     let claim = Claim { host: host.clone(), job, attempt, fence: Fence(revision) };
     let failure = Failure { reason, message: "the engine is gone".into() };
     let ended = Phase::Ended(AttemptResult::Failed(failure));
-    bench.jobs.report(&claim, &ended, None, 1).await.expect("reported");
+    bench.jobs.report(&claim, (&ended).into(), 1).await.expect("reported");
 }
 
 /// What the scheduler is told of a host at this moment, by a controller that reads everything anew.

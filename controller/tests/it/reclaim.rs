@@ -106,9 +106,9 @@ async fn the_host_that_comes_back_too_late_is_told_so_and_changes_nothing() {
     let newer = ground.bench.assigned(&claim.job).await;
     assert!(newer.fence > claim.fence, "the fence moves");
     let late = Phase::Stopping(AttemptResult::Succeeded { commit: "c0ffee".into(), verified: true });
-    assert_eq!(ground.jobs().report(&claim, &late, None, 2).await.expect("taken"), Report::Superseded);
+    assert_eq!(ground.jobs().report(&claim, (&late).into(), 2).await.expect("taken"), Report::Superseded);
     let running = Phase::Running(Step::Agent);
-    assert_eq!(ground.jobs().report(&newer, &running, None, 2).await.expect("taken"), Report::Applied);
+    assert_eq!(ground.jobs().report(&newer, (&running).into(), 2).await.expect("taken"), Report::Applied);
     ground.end().await;
 }
 

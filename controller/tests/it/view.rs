@@ -70,7 +70,7 @@ impl Followed {
 
     async fn end(&self, claim: &Claim) {
         let ended = Phase::Ended(AttemptResult::Cancelled);
-        assert_eq!(self.bench.jobs.report(claim, &ended, None, 1).await.expect("an answer"), Report::Applied);
+        assert_eq!(self.bench.jobs.report(claim, (&ended).into(), 1).await.expect("an answer"), Report::Applied);
     }
 }
 
@@ -88,7 +88,7 @@ async fn a_job_is_active_until_it_has_ended_and_owns_nothing() {
     // Its result is there, and its environment too.
     it.bench.jobs.cancel(&job, "ada").await.expect("cancelled");
     let stopping = Phase::Stopping(AttemptResult::Cancelled);
-    it.bench.jobs.report(&claim, &stopping, None, 1).await.expect("an answer");
+    it.bench.jobs.report(&claim, (&stopping).into(), 1).await.expect("an answer");
     assert!(it.seen(|records| records.job(&job).is_some_and(|job| job.state.phase.is_terminal())).await);
     assert_eq!(it.active().await, vec![job.clone()]);
     it.end(&claim).await;
@@ -132,7 +132,7 @@ async fn a_session_is_woken_by_what_concerns_its_host_and_by_nothing_else() {
     // Others: a job that waits, a host that joins, a job of another host, a heartbeat of this one.
     let second = it.bench.queued().await;
     let other = it.bench.assigned(&second).await;
-    it.bench.jobs.report(&other, &Phase::Running(Step::Agent), None, 1).await.expect("an answer");
+    it.bench.jobs.report(&other, (&Phase::Running(Step::Agent)).into(), 1).await.expect("an answer");
     joined(&it.bench.store).await;
     let record = Live { controller: "c1".into(), number: 1, incarnation: "i".into(), sequence: 1 };
     let then = vec![put(live::key(&claim.host), &record).expect("a record")];

@@ -6,7 +6,7 @@ use devfleet_shared::clock::Timestamp;
 use super::super::harmless::one_line;
 use super::super::output::Paint;
 use super::super::shape::jobs::{phase_name, result_name, step_name};
-use super::{Cell, age, commit, fields, heading, indented, plain, short, span, table};
+use super::{Cell, age, commit, count, fields, heading, indented, plain, short, span, table};
 
 /// Lists projects.
 pub fn projects(projects: &[v1::Project], now: Timestamp) -> String {
@@ -105,11 +105,12 @@ fn attempts(attempts: &[v1::Attempt], now: Timestamp) -> String {
             plain(short(&attempt.host)),
             plain(attempt_state(attempt)),
             plain(age(attempt.assigned_unix_ms, now)),
+            plain(count(attempt.tokens)),
             plain(&attempt.branch),
             plain(kept),
         ]
     });
-    table(["ATTEMPT", "HOST", "STATE", "AGE", "BRANCH", "KEPT"], rows, "")
+    table(["ATTEMPT", "HOST", "STATE", "AGE", "TOKENS", "BRANCH", "KEPT"], rows, "")
 }
 
 /// Says where an attempt is, with what the host is doing.
@@ -214,6 +215,7 @@ mod tests {
             state: Some(state),
             assigned_unix_ms: NOW.0 - 30_000,
             branch: "devfleet/0b5e1d2c-a3f91c20".into(),
+            tokens: 48_312,
             ..v1::Attempt::default()
         };
         v1::Job {
@@ -246,8 +248,8 @@ base:         main at c0ffee012345
 submitted:    5m ago by ann
 approved by:  bob
 
-ATTEMPT   HOST      STATE           AGE  BRANCH                      KEPT
-a3f91c20  11111111  running: agent  30s  devfleet/0b5e1d2c-a3f91c20
+ATTEMPT   HOST      STATE           AGE  TOKENS  BRANCH                      KEPT
+a3f91c20  11111111  running: agent  30s  48k     devfleet/0b5e1d2c-a3f91c20
 
 Task
   Fix the count.

@@ -60,6 +60,7 @@ fn attempt(attempt: &v1::Attempt) -> Shape {
         ("branch", text(&attempt.branch)),
         ("doing", text(&attempt.doing)),
         ("held_until", moment(attempt.held_until_unix_ms)),
+        ("tokens", attempt.tokens.into()),
     ])
 }
 

@@ -6,7 +6,7 @@ use devfleet_proto::v1;
 use devfleet_shared::clock::Timestamp;
 
 use super::super::harmless::{harmless, one_line};
-use super::super::render::{age, bytes, short, standing};
+use super::super::render::{age, bytes, count, short, standing};
 use super::super::shape::fleet::is_open;
 use super::super::shape::jobs::{phase_name, step_name};
 
@@ -134,6 +134,7 @@ fn host_row(host: &v1::Host, now: Timestamp) -> Vec<Cell> {
 }
 
 fn running_row(job: &v1::Job, seen: &Seen) -> Vec<Cell> {
+    let tokens = job.attempts.iter().fold(0, |sum: u64, attempt| sum.saturating_add(attempt.tokens));
     let attempt = job.attempts.last().cloned().unwrap_or_default();
     let host = seen.hosts.iter().find(|host| host.id == attempt.host);
     let state = attempt.state.unwrap_or_default();
@@ -148,7 +149,7 @@ fn running_row(job: &v1::Job, seen: &Seen) -> Vec<Cell> {
         text(host.map_or_else(|| short(&attempt.host), |host| host.name.clone())),
         text(step),
         ranked(age(attempt.assigned_unix_ms, seen.at), seen.at.0.saturating_sub(attempt.assigned_unix_ms)),
-        text("-"),
+        ranked(count(tokens), tokens),
         text(&job.title),
     ]
 }

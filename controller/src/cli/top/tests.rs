@@ -33,8 +33,13 @@ fn seen() -> Seen {
     let mut running = job("aaaaaaaa", "running", 1_000, "Fix \u{1b}[31mit");
     let state =
         v1::AttemptState { phase: v1::AttemptPhase::Running.into(), step: v1::Step::Agent.into(), result: None };
-    let attempt =
-        v1::Attempt { host: "h1".into(), assigned_unix_ms: 30_000, state: Some(state), ..v1::Attempt::default() };
+    let attempt = v1::Attempt {
+        host: "h1".into(),
+        assigned_unix_ms: 30_000,
+        state: Some(state),
+        tokens: 48_312,
+        ..v1::Attempt::default()
+    };
     running.attempts = vec![attempt];
     let mut queued = job("bbbbbbbb", "queued", 5_000, "Later");
     queued.waiting = vec!["parallelism: 5 of 5 jobs run (max_running)".into()];
@@ -72,7 +77,7 @@ fn keys_turn_to_other_tables_and_sort_them() {
     let mut screen = Screen { seen: seen(), ..Screen::default() };
     assert!(screen.on(KeyCode::Tab, false));
     let running = drawn(&screen, 100, 6).join("\n");
-    assert!(running.contains("aaaaaaaa  web      alpha  agent  30s  -"), "{running}");
+    assert!(running.contains("aaaaaaaa  web      alpha  agent  30s  48k"), "{running}");
     assert!(!running.contains('\u{1b}'));
     assert!(screen.on(KeyCode::Tab, false));
     let first = |screen: &Screen| drawn(screen, 100, 6)[3].clone();

@@ -39,11 +39,21 @@ pub enum FleetError {
         /// The controller's.
         own: Digest,
     },
+    /// The store is the half of a copy.
+    #[error(
+        "join the fleet: its store is half copied from another; run the `devfleet store migrate` that was broken off once more, to its end"
+    )]
+    HalfMoved,
 }
 
 /// The key of the generation.
 pub fn generation_key() -> String {
     format!("{PREFIX}generation")
+}
+
+/// The key that stands in a store for as long as another is copied into it.
+pub fn moving_key() -> String {
+    format!("{PREFIX}moving")
 }
 
 /// The key of the authority's fingerprint.
@@ -58,8 +68,11 @@ pub fn bootstrap_key() -> String {
 
 /// Checks that this authority is the fleet's; the first controller of a fleet makes it so. Safe to repeat and to race.
 pub async fn belong(store: &SharedStore, own: &Digest) -> Result<(), FleetError> {
-    let (authority, generation) = (authority_key(), generation_key());
+    let (authority, generation, moving) = (authority_key(), generation_key(), moving_key());
     loop {
+        if store.get(&moving).await.map_err(RecordError::Store)?.is_some() {
+            return Err(FleetError::HalfMoved);
+        }
         if let Some(entry) = store.get(&authority).await.map_err(RecordError::Store)? {
             let AuthorityRecord { fingerprint } = decode(&authority, &entry.value)?;
             if fingerprint == *own {
@@ -68,7 +81,7 @@ pub async fn belong(store: &SharedStore, own: &Digest) -> Result<(), FleetError>
             return Err(FleetError::AnotherAuthority { standing: fingerprint, own: own.clone() });
         }
         let mut transaction = Transaction {
-            when: vec![Compare::Modified(authority.clone(), 0)],
+            when: vec![Compare::Modified(authority.clone(), 0), Compare::Modified(moving.clone(), 0)],
             then: vec![put(authority.clone(), &AuthorityRecord { fingerprint: own.clone() })?],
         };
         if store.get(&generation).await.map_err(RecordError::Store)?.is_none() {

@@ -61,6 +61,7 @@ async fn claude_code_does_its_task_in_the_box_and_its_failures_are_told_in_the_m
     let (job, log) = run(&site, "works", &program, &model).await;
     assert_eq!(job.outcome, "succeeded", "{job:#?}\n{log}");
     assert_eq!(model.calls(), 2, "one call for the command, one with its result");
+    assert_eq!(job.attempts[0].tokens, 19 * model.calls() as u64, "it tells what the model's API told it");
     for line in ["\"subtype\":\"init\"", "The answer is right now.", "the key is [masked]", "the answer is right"] {
         assert!(log.contains(line), "{line:?} is missing in:\n{log}");
     }

@@ -69,6 +69,34 @@ async fn a_host_whose_docker_is_too_old_says_what_is_needed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_whose_engine_fails_job_after_job_gets_no_more_until_one_goes_well() {
+    let mut switch = EngineSwitch::new();
+    switch.on();
+    let tables = "[quarantine]\nafter = 2\npause = \"10s\"\n".to_owned();
+    let site = Site::start(Settings { engine: Some(switch.address()), tables, ..Settings::default() }).await;
+    let more = format!("max_attempts = 1\n{SMALL}");
+    usual_project(&site, &ci(""), FIX, &more).await;
+    switch.refuse(true);
+    for task in ["fails with its host", "fails too"] {
+        let failing = site.submit("sample", task).await;
+        let failed = site.ended(&failing.id).await;
+        assert_eq!((failed.outcome.as_str(), failure_reason(&failed).as_str()), ("failed", "engine"), "{failed:#?}");
+        let message = failed.failure.map(|failure| failure.message).unwrap_or_default();
+        assert!(message.contains("the shim cannot be started"), "{message}");
+    }
+
+    let host = site.until_host("its quarantine", |host| !host.quarantine.is_empty()).await;
+    assert!(host.quarantine.contains("2 attempts failed through its own fault (engine)"), "{host:#?}");
+    let next = site.submit("sample", "waits for the host").await;
+    waits(&site, &next, "quarantine").await;
+    switch.refuse(false);
+    let job = site.ended(&next.id).await;
+    assert_eq!((job.outcome.as_str(), job.attempts.len()), ("succeeded", 1), "{job:#?}");
+    site.until_host("the end of it", |host| host.quarantine.is_empty()).await;
+    one_start(&site);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn docker_goes_away_while_the_agent_works_and_the_job_goes_on() {
     let mut switch = EngineSwitch::new();
     switch.on();

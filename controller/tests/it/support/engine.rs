@@ -1,8 +1,12 @@
-//! Container engines that fail: a switch in front of the real Docker, and one that is too old.
+//! Container engines that fail: a switch in front of the real Docker that can also refuse, and one that is too old.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -15,12 +19,25 @@ pub(crate) fn real_engine() -> String {
 pub(crate) struct EngineSwitch {
     dir: TempDir,
     on: Option<JoinHandle<()>>,
+    refuses: Arc<AtomicBool>,
 }
+
+/// Requests that it can refuse.
+const MAKING: &[u8] = b"/containers/create";
+/// How it refuses them.
+const REFUSAL: &[u8] =
+    b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\
+    Connection: close\r\n\r\n{\"message\":\"the shim cannot be started\"}";
 
 impl EngineSwitch {
     /// Makes one that is off.
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a directory"), on: None }
+        Self { dir: tempfile::tempdir().expect("a directory"), on: None, refuses: Arc::default() }
+    }
+
+    /// Makes no containers any more, or makes them again.
+    pub(crate) fn refuse(&self, refuses: bool) {
+        self.refuses.store(refuses, Ordering::SeqCst);
     }
 
     /// Returns the engine's address for `host.toml`.
@@ -31,7 +48,7 @@ impl EngineSwitch {
     /// Turns it on: when this returns, it can be connected to.
     pub(crate) fn on(&mut self) {
         let listener = UnixListener::bind(self.socket()).expect("a socket");
-        self.on = Some(tokio::spawn(pass(listener)));
+        self.on = Some(tokio::spawn(pass(listener, Arc::clone(&self.refuses))));
     }
 
     /// Turns it off: when this returns, nothing passes any more.
@@ -56,17 +73,42 @@ impl Drop for EngineSwitch {
     }
 }
 
-async fn pass(listener: UnixListener) {
+async fn pass(listener: UnixListener, refuses: Arc<AtomicBool>) {
     let mut connections = JoinSet::new();
     loop {
-        let (mut near, _) = listener.accept().await.expect("a connection");
+        let (near, _) = listener.accept().await.expect("a connection");
+        let refuses = Arc::clone(&refuses);
         connections.spawn(async move {
-            let mut far =
-                UnixStream::connect(real_engine().trim_start_matches("unix://")).await.expect("the real engine");
+            let far = UnixStream::connect(real_engine().trim_start_matches("unix://")).await.expect("the real engine");
+            let ((from_near, mut to_near), (mut from_far, to_far)) = (near.into_split(), far.into_split());
             // Either side may break off.
-            drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
+            tokio::select! {
+                refused = ask(from_near, to_far, &refuses) => if refused {
+                    drop(to_near.write_all(REFUSAL).await);
+                },
+                _ = tokio::io::copy(&mut from_far, &mut to_near) => {}
+            }
         });
         while connections.try_join_next().is_some() {}
+    }
+}
+
+/// Passes on what the client says, to its end; says whether it asked for something that is refused.
+async fn ask(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, refuses: &AtomicBool) -> bool {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let Ok(count @ 1..) = from.read(&mut buffer).await else {
+            drop(to.shutdown().await);
+            // The answer may still come.
+            return std::future::pending().await;
+        };
+        let line = buffer[..count].split(|byte| *byte == b'\r').next().unwrap_or_default();
+        if refuses.load(Ordering::SeqCst) && line.windows(MAKING.len()).any(|part| part == MAKING) {
+            return true;
+        }
+        if to.write_all(&buffer[..count]).await.is_err() {
+            return false;
+        }
     }
 }
 

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::support::certificates::Certificates;
 use crate::support::looking;
 use devfleet_controller::store::SharedStore;
 use devfleet_controller::store::etcd::{Etcd, EtcdSettings};
 use devfleet_shared::secret::Secret;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use tempfile::TempDir;
 
 /// How long a cluster may take to begin to answer.
@@ -23,20 +23,13 @@ pub(crate) struct Cluster {
     dir: TempDir,
     program: PathBuf,
     members: Vec<Member>,
-    tls: Option<Tls>,
+    tls: Option<Certificates>,
 }
 
 struct Member {
     client: u16,
     peer: u16,
     process: Option<Child>,
-}
-
-/// Certificates of a cluster with TLS: everybody shows the same one.
-struct Tls {
-    ca: String,
-    certificate: String,
-    key: String,
 }
 
 impl Cluster {
@@ -47,10 +40,10 @@ impl Cluster {
 
     /// Starts one member that takes only clients with a certificate of its authority.
     pub(crate) fn with_tls() -> Cluster {
-        Cluster::launch(1, Some(certificates()))
+        Cluster::launch(1, Some(Certificates::make()))
     }
 
-    fn launch(count: usize, tls: Option<Tls>) -> Cluster {
+    fn launch(count: usize, tls: Option<Certificates>) -> Cluster {
         devfleet_shared::tls::install_provider();
         let dir = tempfile::Builder::new().prefix("devfleet-etcd-").tempdir().expect("a directory");
         if let Some(tls) = &tls {
@@ -147,15 +140,4 @@ impl Drop for Cluster {
             self.kill(number);
         }
     }
-}
-
-fn certificates() -> Tls {
-    let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("an authority");
-    let mut member = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("parameters");
-    member.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    let key = KeyPair::generate().expect("a key");
-    let certificate = member.signed_by(&key, &authority).expect("a certificate");
-    Tls { ca: authority.pem(), certificate: certificate.pem(), key: key.serialize_pem() }
 }

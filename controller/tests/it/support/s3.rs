@@ -2,7 +2,7 @@
 //!
 //! deploy/setup.sh puts the server below target/moto. It is a process of one test alone, and ends with it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use devfleet_controller::config::{Config, FilesConfig};
 use devfleet_controller::files::{self, Files};
 use tokio::task::JoinSet;
 
+use super::certificates::Certificates;
 use super::site::wait_async;
 
 const BUCKET: &str = "devfleet-test";
@@ -30,22 +31,43 @@ pub(crate) struct Bucket {
 impl Bucket {
     /// Starts a server and makes the bucket.
     pub(crate) async fn start() -> Bucket {
+        Bucket::launch(None).await
+    }
+
+    /// The same, with a certificate of an authority that nobody else knows.
+    pub(crate) async fn over_tls() -> Bucket {
+        Bucket::launch(Some(Certificates::make())).await
+    }
+
+    async fn launch(tls: Option<Certificates>) -> Bucket {
         devfleet_shared::tls::install_provider();
         let port =
             std::net::TcpListener::bind("127.0.0.1:0").and_then(|held| held.local_addr()).expect("a port").port();
-        let process = Command::new(program())
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+        let keys = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| std::fs::write(keys.path().join(name), text).expect("written");
+        write("access", "testing\n");
+        write("secret", "testing\n");
+        let mut command = Command::new(program());
+        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        let mut client = reqwest::Client::builder();
+        if let Some(Certificates { ca, certificate, key }) = &tls {
+            write("ca.pem", ca);
+            write("cert.pem", certificate);
+            write("key.pem", key);
+            command.arg("--ssl-cert").arg(keys.path().join("cert.pem"));
+            command.arg("--ssl-key").arg(keys.path().join("key.pem"));
+            client = client.add_root_certificate(reqwest::Certificate::from_pem(ca.as_bytes()).expect("a certificate"));
+        }
+        let process = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("moto's server runs (deploy/setup.sh test fetches it)");
-        let endpoint = format!("http://127.0.0.1:{port}");
-        let keys = tempfile::tempdir().expect("a directory");
-        std::fs::write(keys.path().join("access"), "testing\n").expect("written");
-        std::fs::write(keys.path().join("secret"), "testing\n").expect("written");
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let endpoint = format!("{scheme}://127.0.0.1:{port}");
         let bucket = Bucket { process, endpoint, keys };
-        let (client, url) = (reqwest::Client::new(), format!("{}/{BUCKET}", bucket.endpoint));
+        let (client, url) = (client.build().expect("a client"), format!("{}/{BUCKET}", bucket.endpoint));
         wait_async("the bucket", async || {
             let made = client.put(&url).send().await.ok()?;
             made.status().is_success().then_some(())
@@ -61,6 +83,23 @@ impl Bucket {
             "kind = \"s3\"\nbucket = \"{bucket}\"\nendpoint = \"{endpoint}\"\nprefix = \"{prefix}\"\n\
              access_key = \"file://{keys}/access\"\nsecret_key = \"file://{keys}/secret\"\n"
         )
+    }
+
+    /// Returns the whole `[files]` table of a controller, with the authority to trust.
+    pub(crate) fn table(&self, prefix: &str) -> String {
+        let ca = self.authority();
+        format!("[files]\n{}ca = {ca:?}\n", self.toml(&self.endpoint, BUCKET, prefix))
+    }
+
+    /// Opens files over TLS, trusting this authority, a PEM file; `None`: those that the machine trusts.
+    pub(crate) async fn trusting(&self, prefix: &str, ca: Option<&Path>) -> Files {
+        let ca = ca.map(|ca| format!("ca = {ca:?}\n")).unwrap_or_default();
+        open(&format!("{}{ca}", self.toml(&self.endpoint, BUCKET, prefix))).await
+    }
+
+    /// The authority of the server's certificate, as a PEM file.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.keys.path().join("ca.pem")
     }
 
     /// Opens the files of a fleet, as a controller does.

@@ -6,6 +6,7 @@
 mod process;
 mod repository;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,6 +39,10 @@ pub(crate) struct Settings {
     pub(crate) host_dir: Option<PathBuf>,
     /// Environment variables of the controller, where secrets come from.
     pub(crate) variables: Vec<(String, String)>,
+    /// Further tables of the controllers' configuration.
+    pub(crate) tables: String,
+    /// Whether there is a second controller: the tables name a store for both.
+    pub(crate) two_controllers: bool,
 }
 
 impl Default for Settings {
@@ -49,6 +54,8 @@ impl Default for Settings {
             engine: None,
             host_dir: None,
             variables: Vec::new(),
+            tables: String::new(),
+            two_controllers: false,
         }
     }
 }
@@ -57,12 +64,12 @@ impl Default for Settings {
 pub(crate) struct Site {
     dir: TempDir,
     settings: Settings,
-    controller: Option<Program>,
+    controllers: BTreeMap<String, Program>,
     host: Option<Program>,
     connection: Connection,
     /// The operator's token.
     pub(crate) token: String,
-    address: String,
+    addresses: Vec<String>,
     host_id: String,
 }
 
@@ -71,30 +78,35 @@ impl Site {
     pub(crate) async fn start(settings: Settings) -> Site {
         devfleet_shared::tls::install_provider();
         let dir = tempfile::Builder::new().prefix("devfleet-site-").tempdir().expect("a directory");
-        let port =
-            std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
-        let address = format!("127.0.0.1:{port}");
-        write(&dir.path().join("controller.toml"), &controller_toml(dir.path(), &address, &settings));
-        write(&dir.path().join("host.toml"), &host_toml(dir.path(), &address, &settings));
+        let names = if settings.two_controllers { &["controller", "second"][..] } else { &["controller"] };
+        let addresses: Vec<String> = names.iter().map(|_| free_address()).collect();
+        for (name, address) in names.iter().zip(&addresses) {
+            write(&dir.path().join(format!("{name}.toml")), &controller_toml(dir.path(), name, address, &settings));
+        }
+        write(&dir.path().join("host.toml"), &host_toml(dir.path(), &addresses, &settings));
         let token_file = dir.path().join("token");
-        let controller = Program::controller(dir.path(), &settings.variables);
+        let controller = Program::controller(dir.path(), names[0], &settings.variables);
         let token = wait_for("the bootstrap token", || {
             std::fs::read_to_string(&token_file).ok().filter(|text| text.ends_with('\n'))
         })
         .await;
         let token = token.trim().to_owned();
-        let connection = connect(dir.path(), &address, &token);
+        let connection = Connection::new(&context(dir.path(), &addresses, &token)).expect("a connection");
         let mut site = Site {
             dir,
             settings,
-            controller: Some(controller),
+            controllers: BTreeMap::from([(names[0].to_owned(), controller)]),
             host: None,
             connection,
             token,
-            address,
+            addresses,
             host_id: String::new(),
         };
         site.controller_ready().await;
+        for name in &names[1..] {
+            let program = Program::controller(site.dir.path(), name, &site.settings.variables);
+            site.controllers.insert((*name).to_owned(), program);
+        }
         let join = site.connection.fleet().create_join_token(v1::CreateJoinTokenRequest::default()).await;
         let join = join.expect("a join token").into_inner().token;
         site.host = Some(Program::host(site.dir.path(), Some(&join)));
@@ -119,7 +131,14 @@ impl Site {
 
     /// Connects with another token.
     pub(crate) fn connection_with(&self, token: &str) -> Connection {
-        connect(self.dir.path(), &self.address, token)
+        Connection::new(&context(self.dir.path(), &self.addresses, token)).expect("a connection")
+    }
+
+    /// Writes the context of the CLI, and returns where it is.
+    pub(crate) fn context_file(&self) -> PathBuf {
+        let file = self.dir.path().join("context.toml");
+        context(self.dir.path(), &self.addresses, &self.token).save(&file).expect("written");
+        file
     }
 
     /// Makes a bare repository with these files on its `main` branch.
@@ -255,9 +274,23 @@ impl Site {
 
     /// Ends the controller with SIGKILL and starts it again.
     pub(crate) async fn kill_controller(&mut self) {
-        self.controller.take().expect("it runs").kill();
-        self.controller = Some(Program::controller(self.dir.path(), &self.settings.variables));
+        self.controllers.remove("controller").expect("it runs").kill();
+        let again = Program::controller(self.dir.path(), "controller", &self.settings.variables);
+        self.controllers.insert("controller".into(), again);
         self.controller_ready().await;
+    }
+
+    /// Ends the controller that leads with SIGKILL, and leaves it at that.
+    pub(crate) async fn kill_leader(&mut self) {
+        let leader = wait_async("two controllers, one of which leads", async || {
+            let asked = self.connection.fleet().list_controllers(v1::ListControllersRequest {}).await;
+            let listed = asked.ok()?.into_inner().controllers;
+            let leader = listed.iter().find(|controller| controller.leads)?.address.clone();
+            (listed.len() == self.controllers.len()).then_some(leader)
+        })
+        .await;
+        let at = self.addresses.iter().position(|address| leader.ends_with(address.as_str())).expect("one of ours");
+        self.controllers.remove(["controller", "second"][at]).expect("it runs").kill();
     }
 
     /// Ends the host daemon with SIGKILL and starts it again.
@@ -300,7 +333,7 @@ impl Site {
             let lines: Vec<_> = text.lines().collect();
             format!("--- {name}\n{}", lines[lines.len().saturating_sub(60)..].join("\n"))
         };
-        format!("{}\n{}", tail("controller.log"), tail("host.log"))
+        format!("{}\n{}\n{}", tail("controller.log"), tail("second.log"), tail("host.log"))
     }
 
     async fn controller_ready(&self) {
@@ -323,7 +356,8 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        for program in [self.host.take(), self.controller.take()].into_iter().flatten() {
+        let controllers = std::mem::take(&mut self.controllers).into_values();
+        for program in self.host.take().into_iter().chain(controllers) {
             program.kill();
         }
         if !self.host_id.is_empty() {
@@ -401,22 +435,31 @@ fn remove_from_engine(host_id: &str) {
     }
 }
 
-fn connect(dir: &Path, address: &str, token: &str) -> Connection {
+fn context(dir: &Path, addresses: &[String], token: &str) -> Context {
     let authority = std::fs::read_to_string(dir.join("controller/ca/authority.pem")).expect("the authority");
-    let context = Context { controllers: vec![format!("https://{address}")], authority, token: Secret::new(token) };
-    Connection::new(&context).expect("a connection")
+    let controllers = addresses.iter().map(|address| format!("https://{address}")).collect();
+    Context { controllers, authority, token: Secret::new(token) }
 }
 
-fn controller_toml(dir: &Path, address: &str, settings: &Settings) -> String {
-    let data_dir = dir.join("controller");
-    format!("data_dir = {data_dir:?}\nlisten = {address:?}\nmax_running = {}\n", settings.max_running)
+fn free_address() -> String {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    socket.expect("a port").to_string()
 }
 
-fn host_toml(dir: &Path, address: &str, settings: &Settings) -> String {
+fn controller_toml(dir: &Path, name: &str, address: &str, settings: &Settings) -> String {
+    let (data_dir, ca_dir) = (dir.join(name), dir.join("controller/ca"));
+    format!(
+        "data_dir = {data_dir:?}\nca_dir = {ca_dir:?}\nlisten = {address:?}\naddress = \"https://{address}\"\nmax_running = {}\n{}",
+        settings.max_running, settings.tables
+    )
+}
+
+fn host_toml(dir: &Path, addresses: &[String], settings: &Settings) -> String {
     let data_dir: PathBuf = settings.host_dir.clone().unwrap_or_else(|| dir.join("host"));
     let engine = settings.engine.clone().unwrap_or_else(super::engine::real_engine);
+    let controllers: Vec<String> = addresses.iter().map(|address| format!("https://{address}")).collect();
     format!(
-        "data_dir = {data_dir:?}\ncontroller = \"https://{address}\"\nname = \"host-1\"\nslots = {}\nprotection_window = {:?}\nengine = {engine:?}\n",
+        "data_dir = {data_dir:?}\ncontrollers = {controllers:?}\nname = \"host-1\"\nslots = {}\nprotection_window = {:?}\nengine = {engine:?}\n",
         settings.slots, settings.protection_window
     )
 }

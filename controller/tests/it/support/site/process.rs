@@ -8,13 +8,13 @@ use std::process::{Child, Command, Stdio};
 pub(crate) struct Program(Child);
 
 impl Program {
-    /// Starts the controller of a site.
-    pub(super) fn controller(dir: &Path, variables: &[(String, String)]) -> Self {
+    /// Starts a controller of a site by its name.
+    pub(super) fn controller(dir: &Path, name: &str, variables: &[(String, String)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_devfleet-controller"));
-        command.arg("--config").arg(dir.join("controller.toml"));
+        command.arg("--config").arg(dir.join(format!("{name}.toml")));
         command.arg("--bootstrap-token-file").arg(dir.join("token"));
         command.envs(variables.iter().map(|(name, value)| (name, value)));
-        Self::spawn(command, &dir.join("controller.log"))
+        Self::spawn(command, &dir.join(format!("{name}.log")))
     }
 
     /// Starts the host daemon of a site; it joins with the token, or has an identity already.
