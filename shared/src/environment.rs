@@ -110,7 +110,8 @@ pub struct Recipe {
     pub files: Vec<RecipeFile>,
     /// `linux/amd64` and the like; the engine's own when empty.
     pub platform: String,
-    /// Over all of the above. A host adds the base image's id and the builder's version to it for its cache key.
+    /// Over all of the above. The base image counts as the Dockerfile names it: by its content where that is a digest
+    /// (`ruby@sha256:…`), else by its name. [`Recipe::on`] is over the content in any case.
     pub digest: Digest,
 }
 
@@ -139,6 +140,14 @@ impl Recipe {
         }
         let digest = Digest::over(parts.iter().map(Vec::as_slice));
         Self { dockerfile, files, platform, digest }
+    }
+
+    /// Returns the digest of the image that this recipe makes on a base: over everything that goes into it, and the same on
+    /// every machine that has the same. `base` is the digest of the base image's content, `user` the one it runs as,
+    /// `platform` the one that was wanted of it.
+    pub fn on(&self, base: &str, user: &str, platform: &str) -> Digest {
+        let parts = [self.digest.as_str(), base, user, Self::BUILDER_VERSION, &self.platform, platform];
+        Digest::over(parts.map(str::as_bytes))
     }
 }
 
@@ -192,5 +201,21 @@ mod tests {
         assert_ne!(base, recipe("FROM b", b"1", ""));
         assert_ne!(base, recipe("FROM a", b"2", ""));
         assert_ne!(base, recipe("FROM a", b"1", "linux/arm64"));
+    }
+
+    #[test]
+    fn any_changed_input_changes_the_digest_of_the_image() {
+        let recipe = |text: &str| Recipe::new(text.into(), Vec::new(), String::new());
+        let image = recipe("FROM a:1").on("sha256:1", "0", "");
+        assert_eq!(image, recipe("FROM a:1").on("sha256:1", "0", ""), "the same on every machine");
+        for (what, other) in [
+            ("the recipe", recipe("FROM a:2").on("sha256:1", "0", "")),
+            ("what the base's name stands for", recipe("FROM a:1").on("sha256:2", "0", "")),
+            ("the base's user", recipe("FROM a:1").on("sha256:1", "1000", "")),
+            ("the platform", recipe("FROM a:1").on("sha256:1", "0", "linux/arm64")),
+            ("where one input ends", recipe("FROM a:1").on("sha256:10", "", "")),
+        ] {
+            assert_ne!(image, other, "{what}");
+        }
     }
 }

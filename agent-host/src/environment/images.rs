@@ -145,7 +145,7 @@ impl Images {
     /// Returns the image of a recipe: as it is if one with the same key is here, else built.
     pub async fn ensure(&self, request: &ImageRequest<'_>) -> Result<ImageFacts, ImageError> {
         let base = self.present(&request.base, request.pulls, request.note).await?;
-        let key = key_of(request, &base);
+        let key = request.recipe.on(&base.id, user_of(&base), request.base.platform);
         let tag = format!("{REPOSITORY}:{}", &key.hex()[..24]);
         if let Some(image) = self.with_key(&tag, &key).await? {
             return Ok(image);
@@ -294,18 +294,6 @@ fn is_of_other_platform(error: &EngineError) -> bool {
 fn other_platform(image: &str) -> ImageError {
     let why = "its registry does not have it for the platform that is wanted; correct `docker: platform` of the CI configuration, or choose another image";
     ImageError::Unusable { image: image.to_owned(), why }
-}
-
-/// Returns the cache key: over everything that goes into the image.
-fn key_of(request: &ImageRequest<'_>, base: &ImageFacts) -> Digest {
-    Digest::over([
-        request.recipe.digest.as_str().as_bytes(),
-        base.id.as_bytes(),
-        user_of(base).as_bytes(),
-        Recipe::BUILDER_VERSION.as_bytes(),
-        request.recipe.platform.as_bytes(),
-        request.base.platform.as_bytes(),
-    ])
 }
 
 /// An image without a user runs as root: by number, since small images have no /etc/passwd with the name.

@@ -1,7 +1,8 @@
 //! Images that are gone, and operating systems whose packages are: what is taken in their place, and why.
 //!
 //! The table holds what certainly fails: names that registries no longer have, and releases whose package sources were
-//! moved away, on which not even git can be installed.
+//! moved away. Images that stand on such a release and bring more than it (`python:3.6-stretch`) have no successor: their
+//! packages come from the archive.
 
 use super::images::ImageName;
 
@@ -30,6 +31,9 @@ const UBUNTU: [(&str, &str, &str); 19] = [
 /// Releases of Debian whose packages lie in the archive only.
 const DEBIAN: [(&str, &str); 5] =
     [("6", "squeeze"), ("7", "wheezy"), ("8", "jessie"), ("9", "stretch"), ("10", "buster")];
+
+/// Those of them whose keys have all expired.
+const UNSIGNED: [(&str, &str); 3] = [("6", "squeeze"), ("7", "wheezy"), ("8", "jessie")];
 
 /// What is taken for an image, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +81,35 @@ pub(super) fn successor(image: &ImageName) -> Option<Successor> {
     Some(Successor { image: ImageName::parse(&name).ok()?, reason })
 }
 
+/// Says where the packages come from, for an image whose tag names a release that only an archive has.
+pub(super) fn archived(image: &ImageName) -> Option<String> {
+    let names = |part: &str| {
+        let debian = DEBIAN.iter().find(|(_, name)| *name == part).map(|(_, name)| ("Debian", *name));
+        debian.or_else(|| UBUNTU.iter().find(|(_, name, _)| *name == part).map(|(_, name, _)| ("Ubuntu", *name)))
+    };
+    let (system, name) = image.tag.as_deref()?.split('-').find_map(names)?;
+    let unchecked = match UNSIGNED.iter().any(|(_, unsigned)| *unsigned == name) {
+        true => ", without a check of their signatures, whose keys have expired",
+        false => "",
+    };
+    Some(format!(
+        "{} stands on {system} {name}, whose packages only the archive has: they come from there{unchecked}",
+        image
+    ))
+}
+
+/// Releases of Debian that an image can stand on and whose packages come from the archive, by number: those whose
+/// signatures can be checked, and those whose keys have all expired.
+pub(super) fn debian_numbers() -> (Vec<&'static str>, Vec<&'static str>) {
+    let unsigned = |number: &&str| UNSIGNED.iter().any(|(other, _)| other == number);
+    DEBIAN.iter().map(|(number, _)| *number).partition(|number| !unsigned(number))
+}
+
+/// Releases of Ubuntu whose packages come from the archive, by number.
+pub(super) fn ubuntu_numbers() -> impl Iterator<Item = &'static str> {
+    UBUNTU.iter().map(|(number, ..)| *number)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +140,26 @@ mod tests {
         for (text, expected) in table {
             let found = successor(&ImageName::parse(text).expect("a name")).map(|found| found.image.to_string());
             assert_eq!(found.as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_image_on_an_archived_release_says_so() {
+        let table = [
+            ("python:3.6-stretch", Some("Debian stretch, whose packages only the archive has: they come from there")),
+            ("ruby:2.4-slim-buster", Some("Debian buster")),
+            ("php:5.6-apache-jessie", Some("without a check of their signatures")),
+            ("buildpack-deps:eoan", Some("Ubuntu eoan")),
+            ("python:3.12-bookworm", None),
+            ("python:3.6", None),
+            ("stretch/app:1", None),
+        ];
+        for (text, expected) in table {
+            let found = archived(&ImageName::parse(text).expect("a name"));
+            match expected {
+                Some(part) => assert!(found.as_deref().is_some_and(|note| note.contains(part)), "{text}: {found:?}"),
+                None => assert_eq!(found, None, "{text}"),
+            }
         }
     }
 }

@@ -121,6 +121,9 @@ pub(super) fn of_command(words: &[String]) -> Purpose {
     if let Some(text) = inner_text(words) {
         return shell::split(&text).units.iter().map(of_unit).max().unwrap_or(Purpose::Trivial);
     }
+    if matches!(words, [first, option, ..] if first == "command" && matches!(option.as_str(), "-v" | "-V")) {
+        return Purpose::Trivial;
+    }
     let in_tests = in_test_folder(words);
     let words = shell::program(words);
     let words: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.is_empty()).collect();
@@ -500,6 +503,11 @@ mod tests {
             ("A=b", State),
             ("echo hello", Trivial),
             ("ruby -v", Trivial),
+            ("command -v rsync", Trivial),
+            ("command -v docker >/dev/null", Trivial),
+            ("command rsync -a . host:", Forbidden(Ban::Deploy)),
+            ("yarn cache clean", Dependencies),
+            ("npm cache verify", Dependencies),
             ("cp a b", Other),
             ("pytest -v", Test),
             ("ctest -V", Test),

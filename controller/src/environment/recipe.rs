@@ -7,11 +7,12 @@ use devfleet_shared::environment::{EnvironmentSpec, Recipe};
 
 use super::AgentNeeds;
 use super::commands::is_package;
+use super::gone;
 use super::variables::WORKSPACE;
 
 /// Adds git where it is missing. The exit code 42 and the message are how the host knows that it cannot be added.
 const ADD_GIT: &str = "\
-RUN if command -v git >/dev/null 2>&1; then :; \\
+    if command -v git >/dev/null 2>&1; then :; \\
     elif command -v apt-get >/dev/null 2>&1; then export DEBIAN_FRONTEND=noninteractive; \\
       apt-get update && apt-get install -y --no-install-recommends git ca-certificates && rm -rf /var/lib/apt/lists/*; \\
     elif command -v apk >/dev/null 2>&1; then apk add --no-cache git ca-certificates; \\
@@ -23,6 +24,43 @@ RUN if command -v git >/dev/null 2>&1; then :; \\
     else echo 'devfleet: this image has no git and no package manager that could add it' >&2; exit 42; fi
 ";
 
+/// What apt's sources become on a release that only an archive has: none is left of the suites of updates, snapshots stay.
+const DEBIAN_ARCHIVE: &str = r"-e '/^deb.* [a-z]*-updates /d' \
+          -e 's@https\{0,1\}://security\.debian\.org\(/debian-security\)\{0,1\}/\{0,1\} @http://archive.debian.org/debian-security @' \
+          -e 's@https\{0,1\}://\(deb\|httpredir\|http\|ftp[a-z.]*\|cdn-fastly\.deb\)\.debian\.\(org\|net\)/@http://archive.debian.org/@'";
+/// All keys have expired: no signature can be checked any more.
+const DEBIAN_UNSIGNED: &str = r"-e 's@^\(deb[a-z-]*\) http://archive@\1 [trusted=yes] http://archive@'";
+const UBUNTU_ARCHIVE: &str = r"-e 's@https\{0,1\}://\([a-z0-9.-]*\.\)\{0,1\}\(archive\|security\)\.ubuntu\.com/@http://old-releases.ubuntu.com/@'";
+
+/// Lets apt find the packages of such releases before anything is installed. Nothing there is signed anew, so that the
+/// dates of signatures are not looked at. It is the beginning of the RUN line that adds git.
+fn archived() -> String {
+    let (signed, unsigned) = gone::debian_numbers();
+    let case = |system: &str, numbers: &[&str], edits: &str| {
+        let names: Vec<String> = numbers.iter().map(|number| format!("{system}-{number}")).collect();
+        let lines = [
+            &format!("      {})", names.join("|")),
+            "        echo \"devfleet: packages of $release come from the archive\";",
+            "        for list in /etc/apt/sources.list /etc/apt/sources.list.d/*; do",
+            "          [ ! -f \"$list\" ] || sed -i",
+            &format!("          {edits} \"$list\";"),
+            "        done;",
+            "        echo 'Acquire::Check-Valid-Until \"false\";' > /etc/apt/apt.conf.d/99devfleet-archive;;",
+        ];
+        lines.map(|line| format!("{line} \\\n")).concat()
+    };
+    [
+        "RUN release=; if [ -d /etc/apt ] && [ -r /etc/os-release ]; then \\\n",
+        "      release=\"$(. /etc/os-release; echo \"$ID-$VERSION_ID\")\"; fi; \\\n",
+        "    case \"$release\" in \\\n",
+        &case("debian", &signed, DEBIAN_ARCHIVE),
+        &case("debian", &unsigned, &format!("{DEBIAN_ARCHIVE} \\\n          {DEBIAN_UNSIGNED}")),
+        &case("ubuntu", &gone::ubuntu_numbers().collect::<Vec<_>>(), UBUNTU_ARCHIVE),
+        "    esac; \\\n    ",
+    ]
+    .concat()
+}
+
 /// Makes the recipe of an environment: `packages` are CI's own, by the names of the image's package manager.
 pub fn recipe(environment: &EnvironmentSpec, packages: &[String], agent: &AgentNeeds) -> Recipe {
     let mut text = format!("FROM {}\n", environment.image);
@@ -30,6 +68,7 @@ pub fn recipe(environment: &EnvironmentSpec, packages: &[String], agent: &AgentN
     text.push_str("ARG DEVFLEET_USER=0\n");
     // By number: an image without /etc/passwd knows no `root`.
     text.push_str("USER 0\n");
+    text.push_str(&archived());
     text.push_str(ADD_GIT);
     let mut wanted: Vec<&str> =
         packages.iter().chain(&agent.packages).map(String::as_str).filter(|name| is_package(name)).collect();
@@ -111,6 +150,8 @@ mod tests {
             "FROM ruby:3.2\n",
             "ARG DEVFLEET_USER=0\n",
             "USER 0\n",
+            "archive.debian.org",
+            "old-releases.ubuntu.com",
             "command -v git",
             "exit 42",
             "apt-get install -y libpq-dev git ripgrep",
@@ -166,5 +207,12 @@ mod tests {
         assert_ne!(base, recipe(&environment("a:2"), &["git".into()], &agent()).digest);
         assert_ne!(base, recipe(&environment("a:1"), &["curl".into()], &agent()).digest);
         assert_ne!(base, recipe(&environment("a:1"), &["git".into()], &AgentNeeds::default()).digest);
+        let pinned =
+            |letter: &str| recipe(&environment(&format!("a@sha256:{}", letter.repeat(64))), &[], &agent()).digest;
+        assert_ne!(pinned("0"), pinned("1"), "a base that is named by its content counts by its content");
+        let platform = EnvironmentSpec { platform: Some("linux/arm64".into()), ..environment("a:1") };
+        assert_ne!(base, recipe(&platform, &["git".into()], &agent()).digest);
+        let user = EnvironmentSpec { user: Some("1000".into()), ..environment("a:1") };
+        assert_ne!(base, recipe(&user, &["git".into()], &agent()).digest);
     }
 }

@@ -56,6 +56,7 @@ pub(super) fn assemble(document: &Document, context: &Context) -> Result<Derivat
         format!("the image {} is replaced by {}: {}", choice.image, found.image, found.reason)
     };
     notes.extend(successor.iter().map(replaced));
+    notes.extend(if successor.is_none() { gone::archived(&choice.image) } else { None });
     notes.extend([&choice.notes, &services.notes, &caches.notes, &sorted.notes].into_iter().flatten().cloned());
     notes.extend(about_variables(&variables).into_iter().chain(about_verify(sorted.checks)));
     let confidence = confidence(document, &choice, sorted.checks) * if services.refused { 0.5 } else { 1.0 };

@@ -6,6 +6,7 @@ mod gitlab;
 mod grounds;
 mod plain_git;
 mod stand_in;
+mod variables;
 
 use devfleet_controller::forge::{CiConfig, Forge, ForgeError, MergeRequest, MergeRequestDraft};
 use futures_util::future::join_all;

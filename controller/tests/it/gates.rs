@@ -230,7 +230,7 @@ async fn allowed_ci_variables_are_looked_for_by_name_and_what_is_missing_is_said
         BTreeMap::from([("DSN".to_owned(), vec![Step::Setup, Step::Verify]), ("INDEX".to_owned(), vec![Step::Setup])]);
     assert_eq!(proposal.ci_variables, expected);
     for told in [
-        "GONE is allowed by the project, and GitLab has none",
+        "GONE is not handed over: the project has none, and the token may not read those of group team",
         "KEPT is not handed over: it is protected",
         "PYTEST stands in the CI file",
     ] {

@@ -47,7 +47,8 @@ pub(super) fn first(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         "flutter" | "dart" => matches!(first, "pub" | "precache" | "config" | "doctor") && !has(&["test"]),
         "composer" => matches!(first, "install" | "update" | "require" | "config" | "global" | "self-update"),
         "npm" | "yarn" | "pnpm" => {
-            matches!(first, "install" | "ci" | "i" | "add" | "config" | "set" | "global" | "link") && !has(&["test"])
+            matches!(first, "install" | "ci" | "i" | "add" | "config" | "set" | "global" | "link" | "cache")
+                && !has(&["test"])
         }
         "pip" | "gem" | "apt-cache" => matches!(first, "install" | "download"),
         _ => false,

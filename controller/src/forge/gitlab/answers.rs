@@ -19,6 +19,16 @@ pub(super) struct Project {
     pub(super) archived: bool,
     #[serde(deserialize_with = "nullable")]
     pub(super) permissions: Permissions,
+    pub(super) namespace: Option<Namespace>,
+}
+
+/// What a project lies in: a group, or a user's own place.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Namespace {
+    /// `group` or `user`.
+    pub(super) kind: Option<String>,
+    pub(super) full_path: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -106,7 +116,7 @@ pub(super) struct OwnToken {
     pub(super) scopes: Option<Vec<String>>,
 }
 
-/// A CI variable of the project. Has no `Debug`: it holds a value.
+/// A CI variable. Has no `Debug`: it holds a value.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Variable {

@@ -1,46 +1,118 @@
-//! The CI variables that a GitLab project keeps outside of its files.
+//! The CI variables that GitLab keeps outside of a project's files: the project's own, those of the groups around it, the
+//! nearest first, and the instance's. The first that a job could get counts, as in GitLab.
 //!
 //! What GitLab gives to protected branches only is not taken: no branch that a job works on is one. Nor is what it hands
-//! over as a file, or to one deployment environment alone.
+//! over as a file, or to one deployment environment alone. Further levels are asked only for what the nearer ones lack.
 
 use std::collections::BTreeMap;
 
 use devfleet_shared::secret::Secret;
+use reqwest::{Method, StatusCode, Url};
 
 use super::super::ForgeError;
-use super::answers::Variable;
+use super::answers::{Namespace, Variable};
+use super::client::{Call, Failure};
 use super::{GitLab, MAX_PAGES, parse};
 
 const MAINTAINS: &str = "the scope api, and the role Maintainer in the project, to read CI variables";
+const PAGE: [(&str, &str); 1] = [("per_page", "100")];
+
+type Values = BTreeMap<String, Result<Secret, String>>;
 
 /// Reads the variables of these names. Nothing is asked when there are none.
-pub(super) async fn read(
-    forge: &GitLab,
-    names: &[String],
-) -> Result<BTreeMap<String, Result<Secret, String>>, ForgeError> {
-    let mut found = BTreeMap::new();
+pub(super) async fn read(forge: &GitLab, names: &[String]) -> Result<Values, ForgeError> {
+    let mut found = Values::new();
     if names.is_empty() {
         return Ok(found);
     }
-    let mut call = forge.call("read the project's CI variables", &["variables"], &[("per_page", "100")]);
+    let mut call = forge.call("read the project's CI variables", &["variables"], &PAGE);
     call.needs = MAINTAINS;
+    take(&mut found, names, list(forge, call).await?);
+    if complete(&found, names) {
+        return Ok(found);
+    }
+    let mut unseen = Vec::new();
+    for level in levels(forge, forge.project().await?.namespace.unwrap_or_default()) {
+        if complete(&found, names) {
+            break;
+        }
+        let action = format!("read the CI variables of {}", level.name);
+        let call = Call { action, needs: level.needs, method: Method::GET, url: level.url, body: None };
+        match list(forge, call).await {
+            Ok(variables) => take(&mut found, names, variables),
+            Err(Failure { status: Some(StatusCode::FORBIDDEN | StatusCode::NOT_FOUND), .. }) => {
+                unseen.push(format!("{} (that takes {})", level.name, level.needs));
+            }
+            Err(failure) => return Err(failure.error),
+        }
+    }
+    if !unseen.is_empty() {
+        let why = format!("the project has none, and the token may not read those of {}", unseen.join(", nor of "));
+        for name in names {
+            found.entry(name.clone()).or_insert_with(|| Err(why.clone()));
+        }
+    }
+    Ok(found)
+}
+
+/// Where variables stand beside the project.
+struct Level {
+    name: String,
+    url: Url,
+    needs: &'static str,
+}
+
+/// The groups around a project, the nearest first, and the instance.
+fn levels(forge: &GitLab, namespace: Namespace) -> Vec<Level> {
+    let mut levels = Vec::new();
+    let path = namespace.full_path.filter(|_| namespace.kind.as_deref() == Some("group")).unwrap_or_default();
+    let mut group = Some(path.as_str()).filter(|path| !path.is_empty());
+    while let Some(path) = group {
+        let url = forge.client.url(&["groups", path, "variables"], &PAGE);
+        levels.push(Level { name: format!("group {path}"), url, needs: "the role Owner in the group" });
+        group = path.rsplit_once('/').map(|(parent, _)| parent);
+    }
+    let url = forge.client.url(&["admin", "ci", "variables"], &PAGE);
+    levels.push(Level { name: "the instance".to_owned(), url, needs: "an administrator" });
+    levels
+}
+
+/// Reads all pages.
+async fn list(forge: &GitLab, mut call: Call<'_>) -> Result<Vec<Variable>, Failure> {
+    let mut all = Vec::new();
     for _ in 0..MAX_PAGES {
         let answer = forge.client.send(&call).await?;
-        let variables: Vec<Variable> = parse(&call, &answer)?;
-        for variable in variables {
-            let Some(name) = variable.key.clone().filter(|key| names.contains(key)) else { continue };
-            let value = usable(variable);
-            // One name may stand for several scopes; the one for all of them counts.
-            if value.is_ok() || !found.contains_key(&name) {
-                found.insert(name, value);
-            }
-        }
+        let page: Vec<Variable> = parse(&call, &answer).map_err(|error| Failure { status: None, error })?;
+        all.extend(page);
         match answer.next_page().and_then(|address| forge.client.own_url(address)) {
             Some(url) => call.url = url,
             None => break,
         }
     }
-    Ok(found)
+    Ok(all)
+}
+
+/// Takes what is wanted of one level, where no nearer one has a value that can be used.
+fn take(found: &mut Values, names: &[String], variables: Vec<Variable>) {
+    let nearer = settled(found);
+    for variable in variables {
+        let Some(name) = variable.key.clone().filter(|key| names.contains(key) && !nearer.contains(key)) else {
+            continue;
+        };
+        let value = usable(variable);
+        // One name may stand for several scopes; the one for all of them counts.
+        if value.is_ok() || !found.contains_key(&name) {
+            found.insert(name, value);
+        }
+    }
+}
+
+fn settled(found: &Values) -> Vec<String> {
+    found.iter().filter(|(_, value)| value.is_ok()).map(|(name, _)| name.clone()).collect()
+}
+
+fn complete(found: &Values, names: &[String]) -> bool {
+    names.iter().all(|name| found.get(name).is_some_and(Result::is_ok))
 }
 
 /// Returns a variable's value, or why a job does not get it.

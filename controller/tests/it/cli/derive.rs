@@ -122,3 +122,85 @@ fn what_cannot_be_derived_says_so_in_its_exit_code_and_its_shape() {
     assert_eq!(derive(directory.path(), &["--raw", "absent.yml"]).status.code(), Some(1));
     assert_eq!(derive(directory.path(), &[]).status.code(), Some(2));
 }
+
+/// The command reads of a repository what the derivation asks for, and nothing is lost on the way to its JSON: every fixture
+/// gives what it gives in the library.
+#[test]
+fn every_fixture_that_is_a_repository_gives_its_answer_from_the_folder_too() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ci");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(root).expect("fixtures") {
+        let folder = entry.expect("an entry").path();
+        let answer = std::fs::read_to_string(folder.join("expected.toml")).expect("an answer");
+        let answer: toml::Table = answer.parse().expect("a readable answer");
+        if answer.contains_key("config") || answer.contains_key("error") {
+            continue;
+        }
+        seen += 1;
+        let place = ["--raw", ".", "--project", "team/shop", "--registry-image", "registry.example.com/team/shop"];
+        let found = json(&derive(&folder, &[&place[..], &["--output", "json"]].concat()));
+        let list = |key: &str| answer.get(key).cloned().unwrap_or(toml::Value::Array(Vec::new()));
+        let same = |key: &str, expected: toml::Value| {
+            let expected = serde_json::to_value(&expected).expect("JSON");
+            assert_eq!(found[key], expected, "{key} of {}", folder.display());
+        };
+        for key in ["job", "image"] {
+            same(key, answer.get(key).cloned().expect("every answer has it"));
+        }
+        for key in ["packages", "setup", "verify"] {
+            same(key, list(key));
+        }
+        same("verdict", answer.get("verdict").cloned().unwrap_or("derived".into()));
+        assert_eq!(
+            found["services"].as_array().map(Vec::len),
+            list("services").as_array().map(Vec::len),
+            "{}",
+            folder.display()
+        );
+    }
+    assert!(seen >= 39, "only {seen} were found");
+}
+
+#[test]
+fn lock_files_of_the_repository_key_the_caches_that_a_folder_gives() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ci");
+    for (fixture, path, lock_file) in [
+        ("repo-make-goals", "/go/pkg/mod/cache", "go.sum"),
+        ("repo-scripts-two-levels", "/usr/local/bundle/cache", "Gemfile.lock"),
+        ("repo-npm-scripts", "/root/.npm", "package-lock.json"),
+        ("repo-tool-versions-beat-the-matrix", ".pnpm-store", "pnpm-lock.yaml"),
+    ] {
+        let found = json(&derive(&root.join(fixture), &["--raw", ".", "--output", "json"]));
+        let caches = found["caches"].as_array().expect("caches");
+        let keyed = |cache: &&Value| cache["path"] == path && cache["lock_files"] == serde_json::json!([lock_file]);
+        assert!(caches.iter().any(|cache| keyed(&cache)), "{path} by {lock_file}: {caches:?}");
+    }
+}
+
+/// Bounds on the whole program: a gibibyte of address space, and an answer that names the limit.
+#[test]
+fn a_hostile_file_is_refused_by_a_program_that_may_use_little_memory() {
+    let job = "test:\n  image: a\n  script: x\n  services:";
+    let thousand = vec!["s"; 1_000].join(", ");
+    let table = [
+        ("10 MB", "a: b # comment\n".repeat(700_000)),
+        ("a million services", format!("{job}\n{}", "  - a\n".repeat(1_000_000))),
+        ("a million services by alias", format!(".s: &s [{thousand}]\n{job} [{}]\n", vec!["*s"; 1_000].join(", "))),
+        ("deep nesting", format!("a: {}", "[".repeat(500_000))),
+    ];
+    for (what, text) in table {
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::write(directory.path().join("ci.yml"), text).expect("a file");
+        let began = tokio::time::Instant::now();
+        let output = Command::new("sh")
+            .args(["-c", "ulimit -v 1048576; exec \"$0\" env derive --raw ci.yml", env!("CARGO_BIN_EXE_devfleet")])
+            .current_dir(directory.path())
+            .env("DEVFLEET_CONTEXT", "/nonexistent/context.toml")
+            .output()
+            .expect("the program starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{what}: {said}");
+        assert!(said.contains("limit"), "{what}: {said}");
+        assert!(began.elapsed() < std::time::Duration::from_secs(20), "{what}: {:?}", began.elapsed());
+    }
+}

@@ -191,17 +191,17 @@ impl GitLabStandIn {
 
     /// Sets a CI variable of a project; `more` goes over what GitLab answers of a plain one.
     pub(crate) fn set_variable(&self, project: &ProjectHandle, name: &str, value: &str, more: &serde_json::Value) {
-        let mut variable = serde_json::json!({
-            "variable_type": "env_var", "key": name, "value": value, "hidden": false, "protected": false,
-            "masked": true, "raw": false, "environment_scope": "*", "description": null,
-        });
-        for (key, value) in more.as_object().into_iter().flatten() {
-            variable[key] = value.clone();
-        }
-        let mut guard = self.shared.state();
-        let variables = &mut guard.project(project.id).variables;
-        variables.retain(|known| known["key"] != name || known["environment_scope"] != variable["environment_scope"]);
-        variables.push(variable);
+        put_variable(&mut self.shared.state().project(project.id).variables, name, value, more);
+    }
+
+    /// Sets a CI variable of a group, or of the whole instance where no group is named.
+    pub(crate) fn set_outer_variable(&self, group: Option<&str>, name: &str, value: &str, more: &serde_json::Value) {
+        let mut state = self.shared.state();
+        let variables = match group {
+            Some(group) => state.group_variables.entry(group.to_owned()).or_default(),
+            None => &mut state.instance_variables,
+        };
+        put_variable(variables, name, value, more);
     }
 
     /// Takes a CI variable away.
@@ -280,4 +280,16 @@ impl Drop for GitLabStandIn {
             runtime.shutdown_background();
         }
     }
+}
+
+fn put_variable(variables: &mut Vec<serde_json::Value>, name: &str, value: &str, more: &serde_json::Value) {
+    let mut variable = serde_json::json!({
+        "variable_type": "env_var", "key": name, "value": value, "hidden": false, "protected": false,
+        "masked": true, "raw": false, "environment_scope": "*", "description": null,
+    });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        variable[key] = value.clone();
+    }
+    variables.retain(|known| known["key"] != name || known["environment_scope"] != variable["environment_scope"]);
+    variables.push(variable);
 }

@@ -29,6 +29,9 @@ pub(super) fn answer(shared: &Arc<Shared>, route: Route, asked: &Asked) -> Respo
             _ => message(401, "401 Unauthorized"),
         };
     }
+    if let Route::GroupVariables | Route::InstanceVariables = route {
+        return outer_variables(shared, route, asked);
+    }
     let Some(id) = visible_project(shared, asked) else {
         return message(404, "404 Project Not Found");
     };
@@ -95,8 +98,7 @@ fn refuse_token(asked: &Asked) -> Option<Response> {
 fn visible_project(shared: &Shared, asked: &Asked) -> Option<u64> {
     let mut state = shared.state();
     let id = state.find(asked.segments.get(3)?)?;
-    let member =
-        matches!(asked.principal, Principal::Token(Standing::Developer | Standing::Maintainer | Standing::Guest, _));
+    let member = matches!(asked.principal, Principal::Token(standing, _) if standing.is_member());
     (member || state.project(id).public).then_some(id)
 }
 
@@ -113,7 +115,7 @@ fn project(shared: &Shared, id: u64, asked: &Asked) -> Response {
     let empty = repository::resolve(&project.git_dir, "refs/heads/main").is_none();
     let level = match asked.principal {
         Principal::Token(Standing::Developer, _) => json!({"access_level": 30, "notification_level": 3}),
-        Principal::Token(Standing::Maintainer, _) => json!({"access_level": 40, "notification_level": 3}),
+        Principal::Token(standing, _) if standing.maintains() => json!({"access_level": 40, "notification_level": 3}),
         Principal::Token(Standing::Guest, _) => json!({"access_level": 10, "notification_level": 3}),
         _ => Value::Null,
     };
@@ -123,6 +125,11 @@ fn project(shared: &Shared, id: u64, asked: &Asked) -> Response {
         &json!({
             "id": id,
             "name": name,
+            "namespace": {
+                "id": 501,
+                "kind": "group",
+                "full_path": project.path.rsplit_once('/').map(|(group, _)| group),
+            },
             "path_with_namespace": project.path,
             "default_branch": if empty { Value::Null } else { json!("main") },
             "visibility": if project.public { "public" } else { "private" },
@@ -139,10 +146,39 @@ fn project(shared: &Shared, id: u64, asked: &Asked) -> Response {
 
 /// One page of the CI variables; Maintainers alone see them.
 fn variables(shared: &Shared, id: u64, asked: &Asked) -> Response {
-    if !matches!(asked.principal, Principal::Token(Standing::Maintainer, _)) {
+    if !matches!(asked.principal, Principal::Token(standing, _) if standing.maintains()) {
         return message(403, "403 Forbidden");
     }
     let all = shared.state().project(id).variables.clone();
+    page_of(shared, asked, &all)
+}
+
+/// The CI variables of a group, which its owners alone see, or of the instance, which its administrators alone see.
+fn outer_variables(shared: &Shared, route: Route, asked: &Asked) -> Response {
+    let standing = match asked.principal {
+        Principal::Token(standing, _) => standing,
+        _ => return message(401, "401 Unauthorized"),
+    };
+    let state = shared.state();
+    let (may, all) = match route {
+        Route::GroupVariables => {
+            let path = &asked.segments[3];
+            if !state.has_group(path) || !standing.is_member() {
+                return message(404, "404 Group Not Found");
+            }
+            let may = matches!(standing, Standing::Owner | Standing::Administrator);
+            (may, state.group_variables.get(path).cloned().unwrap_or_default())
+        }
+        _ => (standing == Standing::Administrator, state.instance_variables.clone()),
+    };
+    drop(state);
+    match may {
+        true => page_of(shared, asked, &all),
+        false => message(403, "403 Forbidden"),
+    }
+}
+
+fn page_of(shared: &Shared, asked: &Asked, all: &[Value]) -> Response {
     let number =
         |name: &str, default: usize| asked.query.get(name).and_then(|text| text.parse().ok()).unwrap_or(default);
     let (page, size) = (number("page", 1), number("per_page", 20).min(100));

@@ -146,6 +146,8 @@ fn route_of(asked: &Asked) -> Route {
     match (method, segments.as_slice()) {
         ("GET", ["api", "v4", "version"]) => Route::Version,
         ("GET", ["api", "v4", "personal_access_tokens", "self"]) => Route::OwnToken,
+        ("GET", ["api", "v4", "groups", _, "variables"]) => Route::GroupVariables,
+        ("GET", ["api", "v4", "admin", "ci", "variables"]) => Route::InstanceVariables,
         (_, ["api", "v4", "projects", _, rest @ ..]) => match (method, rest) {
             ("GET", []) => Route::Project,
             ("GET", ["repository", "branches", _]) => Route::Branch,

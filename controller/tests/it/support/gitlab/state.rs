@@ -1,5 +1,6 @@
 //! What the stand-in knows: projects, tokens, faults still to come, and the ledger.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
@@ -25,6 +26,10 @@ pub(crate) enum Route {
     Lint,
     /// `GET …/variables`.
     Variables,
+    /// `GET /groups/:path/variables`.
+    GroupVariables,
+    /// `GET /admin/ci/variables`.
+    InstanceVariables,
     /// `GET …/merge_requests`.
     MergeRequests,
     /// `GET …/merge_requests/:iid`.
@@ -60,6 +65,18 @@ pub(crate) enum Scope {
     WriteRepository,
 }
 
+impl Standing {
+    /// Whether all projects know this token's user.
+    pub(super) fn is_member(self) -> bool {
+        matches!(self, Standing::Developer | Standing::Guest) || self.maintains()
+    }
+
+    /// Whether it may read a project's settings.
+    pub(super) fn maintains(self) -> bool {
+        matches!(self, Standing::Maintainer | Standing::Owner | Standing::Administrator)
+    }
+}
+
 impl Scope {
     pub(super) fn reads_api(self) -> bool {
         matches!(self, Scope::Api | Scope::ReadApi)
@@ -86,6 +103,10 @@ pub(crate) enum Standing {
     Developer,
     /// One who may also read its settings.
     Maintainer,
+    /// One who owns all groups as well.
+    Owner,
+    /// One who may read and change everything.
+    Administrator,
     /// A member who may not see code.
     Guest,
     /// A member of no project.
@@ -206,6 +227,10 @@ pub(super) struct State {
     tokens: Vec<Token>,
     pub(super) faults: Vec<Fault>,
     pub(super) ledger: Vec<Call>,
+    /// CI variables of groups, by path.
+    pub(super) group_variables: BTreeMap<String, Vec<serde_json::Value>>,
+    /// Those of the whole instance.
+    pub(super) instance_variables: Vec<serde_json::Value>,
 }
 
 /// Where project numbers start, so that a number is never mistaken for an index.
@@ -228,6 +253,11 @@ impl State {
         let by_number = key.parse::<u64>().ok().and_then(|id| id.checked_sub(FIRST_PROJECT));
         let index = by_path.or(by_number.map(|index| index as usize))?;
         (index < self.projects.len()).then(|| FIRST_PROJECT + index as u64)
+    }
+
+    /// Whether a group of this path has projects, or groups with projects.
+    pub(super) fn has_group(&self, path: &str) -> bool {
+        self.projects.iter().any(|project| project.path.starts_with(&format!("{path}/")))
     }
 
     pub(super) fn add_token(&mut self, standing: Standing, scope: Scope) -> String {
