@@ -11,6 +11,8 @@
 
 mod compose;
 mod raw;
+#[path = "../../../shared/benches/support/record.rs"]
+mod record;
 mod saga;
 mod table;
 
@@ -102,7 +104,7 @@ async fn run(engine: &SharedEngine, host: &HostId) -> anyhow::Result<()> {
         }
         measured.wide(spans);
     }
-    table::publish(&measured.table(&facts))
+    record::publish("run", &measured.table(&facts))
 }
 
 /// Returns the ways, each round beginning with another.
