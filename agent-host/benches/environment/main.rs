@@ -11,7 +11,6 @@
 
 mod compose;
 mod raw;
-#[path = "../../../shared/benches/support/record.rs"]
 mod record;
 mod saga;
 mod table;

@@ -9,7 +9,7 @@
 mod bare;
 mod ground;
 mod hosts;
-#[path = "../../../shared/benches/support/record.rs"]
+#[path = "../../../agent-host/benches/environment/record.rs"]
 mod record;
 mod records;
 mod report;
