@@ -163,7 +163,9 @@ pub async fn run_on(engine: SharedEngine, config: Config, shutdown: Cancellation
     let (data_dir, address) = (config.data_dir.clone(), config.engine.clone());
     let watch = Watch { data_dir, engine: address, host: identity.host().clone() };
     let mut parts = start(ground, &config, &end).await?;
-    spawn(&mut parts, "watchdog's keeper", watchdog::keep(watch, end.clone()));
+    // This very program, also where its file was replaced since.
+    let program = Path::new("/proc/self/exe");
+    spawn(&mut parts, "watchdog's keeper", watchdog::keep(program, watch, end.clone()));
     spawn(&mut parts, "renewal", renew(identity, endpoints, clock, end.clone()));
     await_end(parts, &end).await
 }

@@ -69,9 +69,20 @@ await() { # SECONDS WHAT COMMAND...
     done
 }
 
+# Removes pid files of processes that ended: where nobody reaps them at once, dockerd takes a zombie for one that lives.
+forget_dead() { # PART
+    local file state
+    [ "${1#*.}" = dockerd ] || return 0
+    for file in "$DIR/${1%%.*}"/{docker.pid,exec/containerd/containerd.pid}; do
+        state="$(sed -n 's/^State:[[:space:]]*\(.\).*/\1/p' "/proc/$(cat "$file" 2>/dev/null || echo none)/status" 2>/dev/null || true)"
+        case "$state" in "" | Z | X) rm -f "$file" ;; esac
+    done
+}
+
 start_part() { # PART
     pid_of "$1" >/dev/null && return 0
     rm -f "$DIR/run/$1.pid"
+    forget_dead "$1"
     # A leader of its own session: what ends this script does not end the part.
     setsid "$DIR/run/$1.sh" >>"$DIR/run/$1.log" 2>&1 </dev/null &
     echo "$!" >"$DIR/run/$1.pid"

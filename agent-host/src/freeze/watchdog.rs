@@ -170,18 +170,17 @@ impl Watchdog {
     }
 }
 
-/// Keeps a watchdog for as long as the daemon runs; it outlives the daemon.
-pub async fn keep(watch: Watch, shutdown: CancellationToken) {
+/// Keeps a watchdog for as long as the daemon runs, which is this program; it outlives the daemon.
+pub async fn keep(program: &Path, watch: Watch, shutdown: CancellationToken) {
     loop {
-        match start(&watch) {
+        match start(program, &watch) {
             Ok(mut child) => {
-                // Out of the child, which would close it to wait: the watchdog takes the pipe's end for the daemon's.
-                let pipe = child.stdin.take();
+                // This end of the pipe: waiting for a child closes it, unless it is held elsewhere.
+                let _daemon_lives = child.stdin.take();
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     status = child.wait() => tracing::warn!(?status, "the watchdog ended, it is started again"),
                 }
-                drop(pipe);
             }
             Err(error) => tracing::error!(%error, "the watchdog cannot be started: a daemon that hangs is not stopped"),
         }
@@ -192,10 +191,10 @@ pub async fn keep(watch: Watch, shutdown: CancellationToken) {
     }
 }
 
-/// Starts this very program, also where its file was replaced since, in a process group of its own.
-fn start(watch: &Watch) -> std::io::Result<Child> {
+/// Starts a watchdog in a process group of its own.
+fn start(program: &Path, watch: &Watch) -> std::io::Result<Child> {
     let data_dir = std::path::absolute(&watch.data_dir)?;
-    Command::new(Path::new("/proc/self/exe"))
+    Command::new(program)
         .arg0("devfleet-host")
         .arg("watchdog")
         .arg("--data-dir")

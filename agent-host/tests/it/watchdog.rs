@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use devfleet_host::engine::ContainerState;
 use devfleet_host::engine::memory::Script;
+use devfleet_host::freeze::watchdog::{Watch, keep};
 use devfleet_host::freeze::{Deadlines, Proofs};
 use devfleet_shared::clock::Clock;
 use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
 
 use crate::engine_contract::{BASE, Bench, check, docker_address};
 use crate::world::until_real;
@@ -92,6 +94,28 @@ async fn without_a_daemon_it_stays_for_as_long_as_something_runs_that_is_proven(
         bench.clean().await;
         let left = tokio::time::timeout(Duration::from_secs(10), watchdog.wait()).await.expect("it leaves");
         assert!(left.expect("a status").success());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn beside_a_daemon_that_lives_it_stays_though_nothing_runs() {
+    check(Bench::docker(&[BASE]).await, async |bench| {
+        let dir = tempfile::tempdir().expect("dir");
+        let watch = Watch { data_dir: dir.path().to_owned(), engine: docker_address(), host: bench.host.clone() };
+        let shutdown = CancellationToken::new();
+        let daemon = tokio::spawn({
+            let shutdown = shutdown.clone();
+            async move { keep(Path::new(env!("CARGO_BIN_EXE_devfleet-host")), watch, shutdown).await }
+        });
+        let turn = dir.path().join("watchdog");
+        until_real("its turn", async || turn.exists()).await;
+        let first = std::fs::read_to_string(&turn).expect("its name");
+        // sleep: longer than a watchdog without a daemon stays, and the pause before another one is started
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(std::fs::read_to_string(&turn).expect("a name"), first, "no other one was needed");
+        shutdown.cancel();
+        daemon.await.expect("it ends");
     })
     .await;
 }

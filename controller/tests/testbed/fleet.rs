@@ -97,6 +97,45 @@ impl Fleet {
         killed
     }
 
+    /// Ends a process with SIGKILL, if it is still there.
+    pub(crate) fn kill_process(&self, pid: i32) {
+        if let Some(pid) = Pid::from_raw(pid) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
+    /// Asks a part to end; when this returns, it is gone.
+    pub(crate) fn stop(&self, part: &str) {
+        self.part("stop", part);
+    }
+
+    /// Removes what of a host's engine does not outlive a start of the machine: mounts, links, and what lies in `/run`.
+    pub(crate) fn forget_run(&self, node: &str) {
+        let below = format!("{}/{node}/", self.dir.display());
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let places = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
+        for place in places.filter(|place| place.starts_with(&below)) {
+            run(Command::new("umount").args(["--lazy", place]));
+        }
+        for line in self.in_node(node, &["ip", "-o", "link"]).lines() {
+            let name = line.split(": ").nth(1).unwrap_or_default().split('@').next().unwrap_or_default();
+            if name.starts_with("br-") || name == "docker0" {
+                self.in_node(node, &["ip", "link", "del", name]);
+            }
+        }
+        std::fs::remove_dir_all(self.dir.join(node).join("exec")).expect("removed");
+    }
+
+    /// Changes how a part is started from now on.
+    pub(crate) fn change_command(&self, part: &str, change: impl FnOnce(&str) -> String) -> Changed {
+        let path = self.dir.join("run").join(format!("{part}.sh"));
+        let before = std::fs::read_to_string(&path).expect("the part's command");
+        let after = change(&before);
+        assert_ne!(before, after, "the command of {part} is another one");
+        std::fs::write(&path, after).expect("written");
+        Changed { path, before }
+    }
+
     /// Starts a part; when this returns, its process runs.
     pub(crate) fn start(&self, part: &str) {
         self.part("start", part);
@@ -148,6 +187,19 @@ impl Drop for Fleet {
         drop(Command::new(script("down.sh")).arg(&self.dir).output());
         drop(self.guard.kill());
         drop(self.guard.wait());
+    }
+}
+
+/// How a part was started before.
+pub(crate) struct Changed {
+    path: PathBuf,
+    before: String,
+}
+
+impl Changed {
+    /// Starts it so again, the next time.
+    pub(crate) fn put_back(self) {
+        std::fs::write(self.path, self.before).expect("written");
     }
 }
 

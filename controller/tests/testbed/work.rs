@@ -110,6 +110,32 @@ impl Stage {
         job
     }
 
+    /// Lets these hosts alone get new jobs.
+    pub(crate) async fn only(&self, nodes: &[&str]) {
+        for host in self.people.hosts().await {
+            let (host, reason, open) = (host.id, "the scene".to_owned(), nodes.contains(&host.name.as_str()));
+            let resume = v1::ResumeHostRequest { host: host.clone(), reason: reason.clone() };
+            let cordon = v1::CordonHostRequest { host, reason };
+            let told = self.people.call(async |to| match open {
+                true => to.fleet().resume_host(resume.clone()).await,
+                false => to.fleet().cordon_host(cordon.clone()).await,
+            });
+            told.await.expect("the host is told");
+        }
+    }
+
+    /// Ends everything on a host at once, as a power failure does: daemons, engine, and all that runs in containers.
+    pub(crate) fn power_off(&self, node: &str) {
+        let names = ["devfleet-host", "devfleet-watchd", "dockerd", "containerd", "containerd-shim"];
+        for part in ["host", "dockerd"] {
+            self.fleet.kill(&format!("{node}.{part}"));
+        }
+        self.fleet.kill_below(node, &names);
+        for running in self.scanner.latest().iter().filter(|running| running.node == node) {
+            self.fleet.kill_process(running.pid);
+        }
+    }
+
     /// Returns the controllers' parts.
     pub(crate) fn controllers(&self) -> Vec<String> {
         self.people.nodes().iter().map(|node| format!("{node}.controller")).collect()
