@@ -15,7 +15,7 @@ use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, HostId, JobId};
 use devfleet_shared::job::JobPhase;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -71,6 +71,22 @@ struct Course {
     reserved: BTreeMap<JobId, HostId>,
 }
 
+impl Course {
+    /// Notes that an errand is over.
+    fn ended(&mut self, done: Result<JobId, JoinError>) {
+        match done {
+            Ok(job) => drop(self.under_way.remove(&job)),
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => {
+                // Which job it was is not known any more: forget all, the next ticks find them again.
+                warn!(error = %Chain(&error), "an errand failed");
+                self.errands.abort_all();
+                self.under_way.clear();
+            }
+        }
+    }
+}
+
 #[async_trait]
 impl LeadOnly for Reconciler {
     /// Runs until the shutdown, or until it is dropped with its term.
@@ -92,15 +108,13 @@ impl LeadOnly for Reconciler {
                 () = shutdown.cancelled() => break,
                 _ = records.changed() => {}
                 _ = hosts.changed() => {}
-                Some(done) = course.errands.join_next() => match done {
-                    Ok(job) => drop(course.under_way.remove(&job)),
-                    Err(error) => {
-                        // Which job it was is not known any more: forget all, the next ticks find them again.
-                        warn!(error = %Chain(&error), "an errand failed");
-                        course.errands.abort_all();
-                        course.under_way.clear();
+                Some(done) = course.errands.join_next() => {
+                    course.ended(done);
+                    // Those that ended meanwhile too: a look for each would be the pace of all gates.
+                    while let Some(done) = course.errands.try_join_next() {
+                        course.ended(done);
                     }
-                },
+                }
                 () = tokio::time::sleep(INTERVAL) => {}
             }
         }
