@@ -26,6 +26,8 @@ pub struct Sightings {
     pub live: usize,
     /// Since when the others were seen without one, during this term.
     pub silent: BTreeMap<HostId, Boot>,
+    /// When most hosts were silent at once for the last time, during this term.
+    pub braked: Option<Boot>,
 }
 
 /// What follows.
@@ -45,7 +47,9 @@ pub fn expired(sightings: &Sightings, grace: Duration) -> Expiry {
     if all >= FEW && recent * 100 >= all * MOST {
         return Expiry { expired: Vec::new(), brake: Some((recent, all)) };
     }
-    let over = sightings.silent.iter().filter(|(_, since)| for_how_long(since) >= grace);
+    // What ended for some is about to end for others: they get the whole time of grace from then on.
+    let counted = |since: &Boot| for_how_long(&sightings.braked.map_or(*since, |braked| braked.max(*since)));
+    let over = sightings.silent.iter().filter(|(_, since)| counted(since) >= grace);
     Expiry { expired: over.map(|(host, _)| host.clone()).collect(), brake: None }
 }
 
@@ -58,7 +62,7 @@ mod tests {
     fn check(live: usize, silent_s: &[u64], expired_count: usize, brake: Option<(usize, usize)>) {
         let now = Boot(Duration::from_secs(10_000));
         let since = |seconds: &u64| (HostId::random(), Boot(Duration::from_secs(10_000 - seconds)));
-        let sightings = Sightings { now, live, silent: silent_s.iter().map(since).collect() };
+        let sightings = Sightings { now, live, silent: silent_s.iter().map(since).collect(), braked: None };
         let expiry = expired(&sightings, GRACE);
         assert_eq!((expiry.expired.len(), expiry.brake), (expired_count, brake), "{live} live, silent {silent_s:?}");
     }
@@ -77,6 +81,17 @@ mod tests {
         check(1, &[30, 30], 0, Some((2, 3)));
         check(45, &[30; 55], 0, Some((55, 100)));
         check(46, &[30; 54], 54, None);
+    }
+
+    #[test]
+    fn after_most_were_silent_those_that_still_are_have_the_time_of_grace_anew() {
+        let at = |seconds| Boot(Duration::from_secs(seconds));
+        let silent = BTreeMap::from([(HostId::random(), at(9_900))]);
+        let after = |braked| {
+            let sightings = Sightings { now: at(10_000), live: 2, silent: silent.clone(), braked: Some(at(braked)) };
+            expired(&sightings, GRACE).expired.len()
+        };
+        assert_eq!((after(9_981), after(9_980), after(9_000)), (0, 1, 1));
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub struct Reclaim {
 pub struct Seen {
     silent: BTreeMap<HostId, Boot>,
     braked: bool,
+    /// When the brake was on for the last time.
+    last_braked: Option<Boot>,
 }
 
 #[async_trait]
@@ -69,6 +71,9 @@ impl Reclaim {
     pub async fn tick(&self, term: &Term, seen: &mut Seen) -> usize {
         let (sightings, owned) = self.look(seen);
         let expiry = expired(&sightings, self.grace);
+        if expiry.brake.is_some() {
+            seen.last_braked = Some(sightings.now);
+        }
         if expiry.brake.is_some() != seen.braked {
             seen.braked = expiry.brake.is_some();
             match expiry.brake {
@@ -107,7 +112,8 @@ impl Reclaim {
         let known = records.hosts.keys().cloned().chain(owners);
         let silent = known.filter(|host| !records.live.contains_key(host));
         seen.silent = silent.map(|host| (host.clone(), seen.silent.get(&host).copied().unwrap_or(now))).collect();
-        let sightings = Sightings { now, live: records.live.len(), silent: seen.silent.clone() };
+        let silent = seen.silent.clone();
+        let sightings = Sightings { now, live: records.live.len(), silent, braked: seen.last_braked };
         let claims = owned.iter().filter_map(|job| {
             let (owner, fence) = job.owner.clone()?;
             let max_attempts = records.projects.get(&job.spec.project).map_or(1, |project| project.config.max_attempts);

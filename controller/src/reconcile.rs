@@ -15,7 +15,7 @@ use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, HostId, JobId};
 use devfleet_shared::job::JobPhase;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -25,7 +25,7 @@ use crate::jobs::{JobError, Jobs, Placement};
 use crate::leader::{LeadOnly, Term};
 use crate::project::ProjectRecord;
 use crate::publish::Publisher;
-use crate::scheduler::{self, Plan, Reasons};
+use crate::scheduler::{self, Plan, Reasons, Snapshot};
 use crate::sessions::Sessions;
 use crate::view::{JobRecords, Records, View};
 
@@ -33,6 +33,8 @@ pub mod snapshot;
 
 /// The loop looks again after this time even if nothing woke it.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// After a look that took less than this the next one may follow at once.
+const SHORT: Duration = Duration::from_millis(1);
 /// How many jobs may be in their gates or being published at once.
 const ERRANDS: usize = 32;
 /// How long the end of an errand may wait for the view to show what was done.
@@ -69,6 +71,22 @@ struct Course {
     reserved: BTreeMap<JobId, HostId>,
 }
 
+impl Course {
+    /// Notes that an errand is over.
+    fn ended(&mut self, done: Result<JobId, JoinError>) {
+        match done {
+            Ok(job) => drop(self.under_way.remove(&job)),
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => {
+                // Which job it was is not known any more: forget all, the next ticks find them again.
+                warn!(error = %Chain(&error), "an errand failed");
+                self.errands.abort_all();
+                self.under_way.clear();
+            }
+        }
+    }
+}
+
 #[async_trait]
 impl LeadOnly for Reconciler {
     /// Runs until the shutdown, or until it is dropped with its term.
@@ -79,20 +97,24 @@ impl LeadOnly for Reconciler {
         let mut hosts = self.sessions.changed();
         let mut course = Course::default();
         loop {
-            self.tick(&term, &mut course).await;
+            // Looking costs more the larger the fleet is, and everything wakes it: as much time is left to all else.
+            let took = self.tick(&term, &mut course).await.min(INTERVAL);
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = tokio::time::sleep(took), if took >= SHORT => {}
+                () = std::future::ready(()), if took < SHORT => {}
+            }
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 _ = records.changed() => {}
                 _ = hosts.changed() => {}
-                Some(done) = course.errands.join_next() => match done {
-                    Ok(job) => drop(course.under_way.remove(&job)),
-                    Err(error) => {
-                        // Which job it was is not known any more: forget all, the next ticks find them again.
-                        warn!(error = %Chain(&error), "an errand failed");
-                        course.errands.abort_all();
-                        course.under_way.clear();
+                Some(done) = course.errands.join_next() => {
+                    course.ended(done);
+                    // Those that ended meanwhile too: a look for each would be the pace of all gates.
+                    while let Some(done) = course.errands.try_join_next() {
+                        course.ended(done);
                     }
-                },
+                }
                 () = tokio::time::sleep(INTERVAL) => {}
             }
         }
@@ -101,8 +123,9 @@ impl LeadOnly for Reconciler {
 }
 
 impl Reconciler {
-    async fn tick(&self, term: &Term, course: &mut Course) {
-        let now = self.clock.now();
+    /// Looks and acts, and returns how long looking took.
+    async fn tick(&self, term: &Term, course: &mut Course) -> Duration {
+        let (now, begun) = (self.clock.now(), self.clock.boot().0);
         for (job, project) in self.errands(now) {
             if course.under_way.len() >= ERRANDS {
                 break;
@@ -111,32 +134,38 @@ impl Reconciler {
                 course.errands.spawn(self.errand(term, job, project).run());
             }
         }
-        let connected = self.sessions.connected();
-        let mut looked = snapshot::of(&self.view.read(), &connected, self.defaults, now);
-        looked.reserved = std::mem::take(&mut course.reserved);
-        let plan = scheduler::plan(&looked);
-        course.reserved.clone_from(&plan.reserve);
+        let mut plan = self.plan(course, now);
+        course.reserved = std::mem::take(&mut plan.reserve);
+        let took = self.clock.boot().0.saturating_sub(begun);
         self.start(term, &plan, course).await;
         self.waiting.send_if_modified(|waiting| {
             let moved = *waiting != plan.wait;
-            waiting.clone_from(&plan.wait);
+            *waiting = plan.wait;
             moved
         });
+        took
+    }
+
+    /// Plans on what is known now. Where nothing waits there is nothing to plan, however many hosts there are.
+    fn plan(&self, course: &mut Course, now: Timestamp) -> Plan {
+        let reserved = std::mem::take(&mut course.reserved);
+        if !self.view.read().any_queued() {
+            return Plan::default();
+        }
+        let connected = self.sessions.connected();
+        let looked = Snapshot { reserved, ..snapshot::of(&self.view.read(), &connected, self.defaults, now) };
+        scheduler::plan(&looked)
     }
 
     /// Lists the jobs that need a gate or a merge request now.
     fn errands(&self, now: Timestamp) -> Vec<(JobRecords, Option<Arc<ProjectRecord>>)> {
         let records = self.view.read();
-        let due = |job: &JobRecords| {
-            let phase = &job.state.phase;
-            matches!(phase, JobPhase::Submitted | JobPhase::Planning | JobPhase::Publishing)
-                && job.state.not_before <= now
-        };
+        let due = |job: &JobRecords| job.state.not_before <= now;
         let with_project = |job: JobRecords| {
             let project = records.projects.get(&job.spec.project).cloned();
             (job, project)
         };
-        records.active_jobs().filter(due).map(with_project).collect()
+        records.in_hand().filter(due).map(with_project).collect()
     }
 
     fn errand(&self, term: &Term, job: JobRecords, project: Option<Arc<ProjectRecord>>) -> Errand {

@@ -13,6 +13,7 @@ use devfleet_shared::backoff::Backoff;
 use devfleet_shared::clock::Timestamp;
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{AttemptId, ControllerId, Fence, HostId, JobId, ProjectName};
+use devfleet_shared::job::JobPhase;
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +54,10 @@ pub struct Records {
     owners: BTreeMap<JobId, (Owner, Fence)>,
     /// The jobs that have not ended or still own something on a host: what loops look at.
     active: BTreeSet<JobId>,
+    /// Those of them that wait for a host.
+    queued: BTreeSet<JobId>,
+    /// Those of them that are in their gates or being published.
+    in_hand: BTreeSet<JobId>,
     /// The jobs that each host owns: what its session looks at.
     owned: BTreeMap<HostId, BTreeSet<JobId>>,
     /// The projects by name.
@@ -97,6 +102,16 @@ impl Records {
     /// it does not grow with all the jobs that ever were.
     pub fn active_jobs(&self) -> impl Iterator<Item = JobRecords> + '_ {
         self.active.iter().filter_map(|id| self.job(id))
+    }
+
+    /// Says whether any job waits for a host.
+    pub fn any_queued(&self) -> bool {
+        !self.queued.is_empty()
+    }
+
+    /// Returns the jobs that are in their gates or being published, ordered by id.
+    pub fn in_hand(&self) -> impl Iterator<Item = JobRecords> + '_ {
+        self.in_hand.iter().filter_map(|id| self.job(id))
     }
 
     /// Returns the jobs that a host owns, ordered by id.
@@ -159,12 +174,13 @@ impl Records {
     }
 
     fn note_active(&mut self, id: &JobId) {
-        let open = self.states.get(id).is_some_and(|(state, _)| !state.phase.is_terminal());
-        if open || self.owners.contains_key(id) {
-            self.active.insert(id.clone());
-        } else {
-            self.active.remove(id);
-        }
+        let phase = self.states.get(id).map(|(state, _)| &state.phase);
+        let open = phase.is_some_and(|phase| !phase.is_terminal());
+        let queued = matches!(phase, Some(JobPhase::Queued));
+        let in_hand = matches!(phase, Some(JobPhase::Submitted | JobPhase::Planning | JobPhase::Publishing));
+        note(&mut self.active, id, open || self.owners.contains_key(id));
+        note(&mut self.queued, id, queued);
+        note(&mut self.in_hand, id, in_hand);
     }
 
     /// Returns the jobs whose ids begin so.
@@ -406,6 +422,14 @@ impl View {
             wake.send_replace(revision);
         }
         self.revision.send_replace(revision);
+    }
+}
+
+fn note(jobs: &mut BTreeSet<JobId>, id: &JobId, is_one: bool) {
+    if !is_one {
+        jobs.remove(id);
+    } else if !jobs.contains(id) {
+        jobs.insert(id.clone());
     }
 }
 

@@ -21,8 +21,8 @@ readonly ROOTFS="$PREFIX/rootfs:12"
 readonly SUITE="bookworm"
 readonly LABEL="devfleet-test.recipe"
 # In building order: what others stand on comes first.
-readonly NAMES=(base python ruby node redis postgres plain nogit noshell nopm never-ready)
-declare -rA TAGS=([base]=12 [python]=3.11 [ruby]=3.1 [node]=18 [plain]=1 [redis]=7 [postgres]=15 [nogit]=12 [noshell]=1 [nopm]=1 [never-ready]=1)
+readonly NAMES=(base python ruby node redis postgres plain nogit noshell nopm dnf zypper pacman never-ready)
+declare -rA TAGS=([base]=12 [python]=3.11 [ruby]=3.1 [node]=18 [plain]=1 [redis]=7 [postgres]=15 [nogit]=12 [noshell]=1 [nopm]=1 [dnf]=1 [zypper]=1 [pacman]=1 [never-ready]=1)
 
 die() {
     printf 'images: %s\n' "$1" >&2

@@ -4,14 +4,21 @@
 #   deploy/testbed/newer.sh                                            the host daemon's contracts, environments, sweeps
 #   deploy/testbed/newer.sh -p devfleet-controller --test it e2e       whatever `cargo test` takes
 #
+# Without arguments the controller's tests of etcd run too, on the newer etcd.
+#
 # Takes root, and test images (deploy/images/build.sh). Where the newer engine cannot be had it says so and ends well.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 cd "$root"
-[ "$#" -gt 0 ] || set -- -p devfleet-host --test it
+all=""
+[ "$#" -gt 0 ] || { all=1 && set -- -p devfleet-host --test it; }
 if ! bin="$(deploy/testbed/fetch.sh)"; then
     printf 'testbed: the newer engine cannot be had here; its tests are left out\n' >&2
     exit 0
+fi
+if [ -n "$all" ]; then
+    "$bin/bin/etcd" --version | head -n 1 >&2
+    DEVFLEET_TEST_ETCD="$bin/bin/etcd" cargo test -p devfleet-controller --test it etcd:: </dev/null
 fi
 dir="${CARGO_TARGET_DIR:-$root/target}/testbed/newer"
 trap 'deploy/testbed/engine.sh stop "$dir"' EXIT

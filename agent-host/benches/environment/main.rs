@@ -11,6 +11,7 @@
 
 mod compose;
 mod raw;
+mod record;
 mod saga;
 mod table;
 
@@ -102,7 +103,7 @@ async fn run(engine: &SharedEngine, host: &HostId) -> anyhow::Result<()> {
         }
         measured.wide(spans);
     }
-    table::publish(&measured.table(&facts))
+    record::publish("run", &measured.table(&facts))
 }
 
 /// Returns the ways, each round beginning with another.

@@ -4,10 +4,8 @@
 //! shown: so a machine that does other things meanwhile blurs it little.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use devfleet_host::engine::EngineFacts;
 use devfleet_shared::clock::Clock;
 
@@ -15,9 +13,6 @@ use crate::{Spans, WAYS};
 
 /// What the ways are called, in the order of [`WAYS`].
 const COLUMNS: [&str; WAYS.len()] = ["devfleet", "raw calls", "docker-compose"];
-/// Where the last run's table stands in the document.
-const BEGIN: &str = "<!-- last run -->\n";
-const END: &str = "<!-- end of last run -->\n";
 
 /// Seconds by way.
 type Row = [f64; WAYS.len()];
@@ -105,17 +100,4 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
         0 => f64::NAN,
         length => (values[(length - 1) / 2] + values[length / 2]) / 2.0,
     }
-}
-
-/// Prints the table, and keeps it in the document if that is wanted.
-pub(crate) fn publish(table: &str) -> anyhow::Result<()> {
-    println!("{table}");
-    if std::env::var_os("DEVFLEET_BENCH_RECORD").is_none() {
-        return Ok(());
-    }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/benchmarks.md");
-    let text = std::fs::read_to_string(&path).context("read docs/benchmarks.md")?;
-    let (before, rest) = text.split_once(BEGIN).context("docs/benchmarks.md has lost its mark")?;
-    let (_, after) = rest.split_once(END).context("docs/benchmarks.md has lost its end mark")?;
-    std::fs::write(&path, format!("{before}{BEGIN}{table}{END}{after}")).context("write docs/benchmarks.md")
 }

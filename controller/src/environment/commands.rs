@@ -366,6 +366,7 @@ fn package_names(units: &[Unit]) -> Option<Vec<String>> {
         while let Some(word) = words.next() {
             match word {
                 "install" | "add" if names.is_empty() => {}
+                "in" if names.is_empty() && command.iter().any(|word| word == "zypper") => {}
                 "-o" | "--virtual" => {
                     words.next();
                 }
@@ -376,9 +377,9 @@ fn package_names(units: &[Unit]) -> Option<Vec<String>> {
                     words.next();
                 }
                 _ if word.contains('>') => {}
-                "-t" | "-X" | "--repository" | "--allow-untrusted" | "-f" => return None,
+                "-t" | "-X" | "-r" | "--repository" | "--allow-untrusted" | "-f" => return None,
                 _ if word.starts_with("--target-release") || word.starts_with("--default-release") => return None,
-                _ if word.starts_with("--enablerepo") || word.starts_with("--repo") => return None,
+                _ if ["--enablerepo", "--repo", "--from"].iter().any(|option| word.starts_with(option)) => return None,
                 _ if word.starts_with('-') => {}
                 _ if is_package(word) => names.push(word.to_owned()),
                 _ => return None,

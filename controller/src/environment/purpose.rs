@@ -220,6 +220,12 @@ fn packages(name: &str, first: &str, args: &[&str]) -> Option<Purpose> {
         ("apt-get" | "apt" | "dnf" | "yum" | "microdnf", "install") | ("apk", "add") => Some(Purpose::Packages),
         ("apt-key" | "add-apt-repository" | "yum-config-manager" | "rpm", _) => Some(Purpose::PackageSource),
         ("dpkg", _) if args.contains(&"--add-architecture") => Some(Purpose::PackageSource),
+        ("zypper", "refresh" | "ref" | "clean") => Some(Purpose::PackageLists),
+        ("zypper", "install" | "in") => Some(Purpose::Packages),
+        ("zypper", "addrepo" | "ar") => Some(Purpose::PackageSource),
+        ("pacman", _) if args.iter().any(|word| word.starts_with("-S") && !word.contains(['c', 's', 'i'])) => {
+            Some(if first.is_empty() { Purpose::PackageLists } else { Purpose::Packages })
+        }
         ("dpkg" | "pacman" | "zypper" | "emerge" | "brew" | "choco" | "pkg" | "xbps-install" | "nix-env", _) => {
             Some(Purpose::Dependencies)
         }
@@ -482,6 +488,14 @@ mod tests {
             ("apt-get update -qq", PackageLists),
             ("apt-get install -y git", Packages),
             ("apk add --no-cache git", Packages),
+            ("zypper --non-interactive refresh", PackageLists),
+            ("zypper -n in git", Packages),
+            ("zypper ar https://example.com/x.repo", PackageSource),
+            ("zypper search git", Dependencies),
+            ("pacman -Syu --noconfirm", PackageLists),
+            ("pacman -S --noconfirm --needed git", Packages),
+            ("pacman -Scc --noconfirm", Dependencies),
+            ("pacman -U x.pkg.tar.zst", Dependencies),
             ("curl -sL https://deb.nodesource.com/setup_18.x | bash -", PackageSource),
             ("eval $(ssh-agent -s)", Forbidden(Ban::Ssh)),
             ("echo \"$SSH_PRIVATE_KEY\" | tr -d '\\r' | ssh-add -", Forbidden(Ban::Ssh)),

@@ -351,6 +351,8 @@ pub(super) fn place_of(job: &Job<'_>, name: &str) -> Option<Place> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::merged;
     use super::*;
     use crate::forge::CiConfig;
@@ -429,5 +431,43 @@ mod tests {
         let job = Job::find(&document, "j").expect("there is a job j");
         let refused = Variables::new(&job, &[], &Context::default()).all();
         assert!(matches!(refused, Err(DerivationError::TooLarge { .. })));
+    }
+
+    /// Expands a text where `A` and `B` name one another, `C` is `c`, and everything else is not defined.
+    fn expanded(text: &str) -> Option<String> {
+        let yaml = "variables: {A: a$B, B: b$A, C: c}\nj: {script: x}\n";
+        let files = vec![("ci.yml".to_owned(), yaml.to_owned())];
+        let config = CiConfig::Raw { path: "ci.yml".into(), files, notes: Vec::new() };
+        let document = merged::read(&config).expect("it can be read");
+        let job = Job::find(&document, "j").expect("there is a job j");
+        Variables::new(&job, &[], &Context::default()).expand(text).ok()
+    }
+
+    proptest! {
+        #[test]
+        fn what_holds_no_dollar_is_not_touched(text in "[^$]{0,40}") {
+            prop_assert_eq!(expanded(&text), Some(text));
+        }
+
+        #[test]
+        fn any_text_is_expanded_once_and_the_same_each_time(text in "[$ABCx{}% -]{0,40}") {
+            let first = expanded(&text).expect("it is short");
+            prop_assert_eq!(Some(first.clone()), expanded(&text));
+            prop_assert!(first.len() <= text.len() * 8, "{text} becomes {first}");
+        }
+
+        #[test]
+        fn both_spellings_of_a_variable_are_the_same_and_what_is_around_them_stays(
+            before in "[a-z/:. ]{0,10}", name in "[A-D]", after in "[/:. -]{0,10}"
+        ) {
+            let bare = expanded(&format!("{before}${name}{after}"));
+            prop_assert_eq!(&bare, &expanded(&format!("{before}${{{name}}}{after}")));
+            let bare = bare.expect("it is short");
+            prop_assert!(bare.starts_with(&before) && bare.ends_with(&after), "{bare}");
+            let expected = match name.as_str() { "C" => Some("c"), "D" => Some(""), _ => None };
+            if let Some(expected) = expected {
+                prop_assert_eq!(bare, format!("{before}{expected}{after}"));
+            }
+        }
     }
 }

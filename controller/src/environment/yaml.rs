@@ -424,6 +424,8 @@ fn float(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(text: &str) -> Node {
@@ -540,5 +542,61 @@ mod tests {
         assert!(matches!(failure(&"#".repeat(MAX_FILE_BYTES + 1)), DerivationError::TooLarge { .. }));
         let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(500_000), vec!["*a"; 1000].join(", "));
         assert!(matches!(failure(&long), DerivationError::TooLarge { .. }));
+    }
+
+    /// Values of any shape, as JSON, which is YAML too.
+    fn json() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i32>().prop_map(Into::into),
+            "\\PC{0,20}".prop_map(Into::into),
+        ];
+        leaf.prop_recursive(6, 64, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
+                prop::collection::btree_map("[a-z]{1,6}", inner, 0..6)
+                    .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn same(node: &Node, json: &serde_json::Value) -> bool {
+        match (&node.value, json) {
+            (Value::Null, serde_json::Value::Null) => true,
+            (Value::Bool(one), serde_json::Value::Bool(other)) => one == other,
+            (Value::Number(one), serde_json::Value::Number(other)) => *one == other.to_string(),
+            (Value::Text(one), serde_json::Value::String(other)) => one == other,
+            (Value::List(one), serde_json::Value::Array(other)) => {
+                one.len() == other.len() && one.iter().zip(other).all(|(node, json)| same(node, json))
+            }
+            (Value::Map(one), serde_json::Value::Object(other)) => {
+                one.iter().count() == other.len()
+                    && other.iter().all(|(key, json)| one.get(key).is_some_and(|node| same(node, json)))
+            }
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_value_is_read_as_what_it_is(json in json()) {
+            let compact = json.to_string();
+            prop_assert!(same(&read(&compact), &json), "{compact}");
+            let tall = serde_json::to_string_pretty(&json).expect("JSON");
+            prop_assert!(same(&read(&tall), &json), "{tall}");
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused_at_one_of_its_lines(text in "[a-c &*<:?!|>{}\\[\\]'\"\\\\#,.~%@0-9\n-]{0,120}") {
+            let parsed = || parse(Source { name: "ci.yml", index: 0, text: &text }, &mut Budget::default());
+            match parsed() {
+                Ok(parsed) => prop_assert!(parsed.documents.len() <= text.lines().count() + 1),
+                Err(DerivationError::InvalidYaml { line, .. } | DerivationError::InvalidConfig { line, .. }) => {
+                    prop_assert!((1..=text.lines().count() + 2).contains(&line), "line {line} of {text:?}");
+                }
+                Err(other) => prop_assert!(matches!(other, DerivationError::TooLarge { .. }), "{other}"),
+            }
+        }
     }
 }

@@ -155,3 +155,6 @@ fn host_view(record: &HostRecord, connected: Option<&Connected>, given: Given) -
     view.building = given.building;
     view
 }
+
+#[cfg(test)]
+mod tests;

@@ -154,3 +154,71 @@ pub(super) fn no_room<'a>(
 fn reason(line: String) -> Option<Reasons> {
     Some(Arc::new(vec![line]))
 }
+
+#[cfg(test)]
+mod tests {
+    use devfleet_shared::id::{HostId, JobId};
+
+    use super::*;
+
+    fn job(age_seconds: u64) -> QueuedJob {
+        let now = Timestamp(0).after(std::time::Duration::from_secs(1_000_000));
+        let since = Timestamp(now.0 - age_seconds * 1_000);
+        QueuedJob {
+            job: JobId::random(),
+            project: "a".parse().expect("a name"),
+            priority: 3,
+            submitted: since,
+            since,
+            not_before: Timestamp(0),
+            needs: Arc::default(),
+        }
+    }
+
+    const NOW: Timestamp = Timestamp(1_000_000_000);
+
+    #[test]
+    fn a_closed_host_takes_nothing_and_says_who_closed_it() {
+        let mut host = HostView::new(HostId::random(), "box");
+        assert_eq!(unfit(&host, &Needs::default()), None);
+        host.closed = Some("cordoned by ada".into());
+        assert_eq!(unfit(&host, &Needs::default()).as_deref(), Some("cordoned by ada"));
+    }
+
+    #[test]
+    fn waiting_raises_a_priority_step_by_step_and_not_without_end() {
+        assert_eq!(priority(&job(599), NOW), 3);
+        assert_eq!(priority(&job(600), NOW), 4);
+        assert_eq!(priority(&job(900_000), NOW), 3 + AGEING_MOST as i32);
+    }
+
+    #[test]
+    fn only_who_waits_long_gets_a_host_set_aside_and_only_every_eighth_host_is() {
+        let check = |age, reserved, ready, expected| {
+            assert_eq!(may_reserve(&job(age), NOW, reserved, ready), expected, "{age} {reserved} {ready}");
+        };
+        check(59, 0, 80, false);
+        check(60, 0, 80, true);
+        check(60, 9, 80, true);
+        check(60, 10, 80, false);
+        // Of a small fleet one, or a large job would never start.
+        check(60, 0, 1, true);
+        check(60, 1, 15, false);
+    }
+
+    #[test]
+    fn a_shortfall_counts_every_amount() {
+        let wanted = Resources { cpu_millis: 10, memory_bytes: 10, disk_bytes: 10, disk_inodes: 10, slots: 10 };
+        assert_eq!(shortfall(&wanted, &wanted), 0);
+        let check = |change: fn(&mut Resources)| {
+            let mut free = wanted;
+            change(&mut free);
+            assert_eq!(shortfall(&free, &wanted), 500);
+        };
+        check(|free| free.cpu_millis = 5);
+        check(|free| free.memory_bytes = 5);
+        check(|free| free.disk_bytes = 5);
+        check(|free| free.disk_inodes = 5);
+        check(|free| free.slots = 5);
+    }
+}

@@ -33,3 +33,50 @@ pub(super) fn base(host: &HostView, free: &Resources, starting: u32, cpu_millis_
         + u64::from(starting) * START_MS
         + u64::from(host.recent_failures) * FAILURE_MS
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn idle() -> HostView {
+        let id = "00000000-0000-4000-8000-000000000001".parse().expect("a UUID");
+        let mut host = HostView::new(id, "box");
+        host.total =
+            Resources { cpu_millis: 1_000, memory_bytes: 1_000, disk_bytes: 1_000, disk_inodes: 1_000, slots: 10 };
+        host.free = host.total;
+        host
+    }
+
+    #[test]
+    fn each_kind_of_load_costs_what_it_says_and_an_idle_host_costs_nothing() {
+        let check = |change: fn(&mut HostView), expected: u64| {
+            let mut host = idle();
+            change(&mut host);
+            assert_eq!(base(&host, &host.free, host.starting, host.cpu_millis_given), expected);
+        };
+        check(|_| {}, 0);
+        check(|host| host.free.slots = 0, TAKEN_MS);
+        check(|host| host.free.memory_bytes = 500, TAKEN_MS / 2);
+        check(
+            |host| {
+                host.free.memory_bytes = 500;
+                host.free.slots = 2;
+            },
+            TAKEN_MS * 8 / 10,
+        );
+        check(|host| host.cpu_millis_given = 1_000, CPU_MS / 2);
+        check(|host| host.cpu_millis_given = 9_000, CPU_MS);
+        check(
+            |host| {
+                host.total.cpu_millis = 0;
+                host.cpu_millis_given = 9_000;
+            },
+            0,
+        );
+        check(|host| host.free.disk_bytes = 200, 0);
+        check(|host| host.free.disk_bytes = 100, DISK_MS / 2);
+        check(|host| host.free.disk_inodes = 0, DISK_MS);
+        check(|host| host.starting = 2, 2 * START_MS);
+        check(|host| host.recent_failures = 1, FAILURE_MS);
+    }
+}

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use devfleet_controller::store::{Change, Commit, Compare, SharedStore, StoreError, Transaction, WatchEvent};
 use devfleet_shared::secret::Secret;
-use etcd_client::{Certificate, Client, ConnectOptions, Identity, Permission, PermissionType, TlsOptions};
+use etcd_client::{
+    AlarmAction, AlarmOptions, AlarmType, Certificate, Client, ConnectOptions, Identity, Permission, PermissionType,
+    TlsOptions,
+};
 use futures_util::StreamExt as _;
 
 use crate::store_contract::contract;
@@ -208,4 +211,54 @@ async fn a_watch_that_lags_behind_a_compaction_is_told() {
     direct.compact(head).await.expect("compacted");
     let told = tokio::time::timeout(PATIENCE, events.next()).await.expect("in time");
     assert!(matches!(told, Some(Err(StoreError::Compacted { .. }))), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_that_is_reached_is_told_loses_nothing_and_ends_with_its_alarm() {
+    let mut cluster = Cluster::start(1);
+    drop(cluster.store(0, "probe").await);
+    cluster.kill(0);
+    cluster.limit(4 << 20);
+    cluster.revive(0);
+    let store = cluster.store(0, "a").await;
+    let value = "x".repeat(256 << 10);
+    let mut written = Vec::new();
+    let refused = loop {
+        let key = format!("full/{:02}", written.len());
+        match store.commit(Transaction { when: Vec::new(), then: vec![put(&key, &value)] }).await {
+            Ok(Commit::Done(revision)) => written.push((key, revision)),
+            Ok(Commit::Conflict) => panic!("nothing was compared"),
+            Err(error) => break error,
+        }
+        assert!(written.len() < 64, "the quota is reached");
+    };
+    assert!(matches!(refused, StoreError::QuotaReached), "{refused:?}");
+    assert!(refused.to_string().contains("quota"), "{refused}");
+    assert!(refused.is_retryable(), "whoever asked tries again");
+    let stands = async |store: &SharedStore| {
+        let entries = store.range("full/").await.expect("it can be read").entries;
+        let found: Vec<_> = entries.iter().map(|entry| (entry.key.clone(), entry.modified)).collect();
+        assert_eq!(found, written, "all that was acknowledged, and nothing else");
+        assert!(entries.iter().all(|entry| entry.value.len() == value.len()), "whole");
+    };
+    stands(&store).await;
+
+    cluster.kill(0);
+    cluster.limit(64 << 20);
+    cluster.revive(0);
+    let client = Client::connect([format!("http://{}", cluster.address(0))], None).await.expect("a client");
+    let disarm = async || {
+        let mut maintenance = client.maintenance_client();
+        let alarm = maintenance.alarm(AlarmAction::Get, AlarmType::Nospace, None).await.ok()?;
+        let mut options = AlarmOptions::new();
+        options.with_member(alarm.alarms().first()?.member_id());
+        maintenance.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(options)).await.ok().map(drop)
+    };
+    looking::until(PATIENCE, "the alarm", disarm).await;
+    let goes_on = async || {
+        let then = vec![put("full-no-more", "1")];
+        store.commit(Transaction { when: Vec::new(), then }).await.ok()
+    };
+    looking::until(PATIENCE, "a write by the same connection", goes_on).await;
+    stands(&store).await;
 }

@@ -147,7 +147,7 @@ fn proposal() -> Proposal {
     }
 }
 
-fn publication(claim: &Claim) -> PublishRecord {
+pub(crate) fn publication(claim: &Claim) -> PublishRecord {
     PublishRecord {
         attempt: claim.attempt.clone(),
         branch: "devfleet/x".into(),

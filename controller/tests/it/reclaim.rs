@@ -3,21 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use devfleet_controller::files::Files;
-use devfleet_controller::jobs::{Claim, Jobs, Report};
+use devfleet_controller::jobs::{Claim, Jobs, Observed, Report};
 use devfleet_controller::logs::JobLogs;
 use devfleet_controller::reclaim::{Reclaim, Seen};
 use devfleet_controller::store::records::live::{self, Live};
-use devfleet_controller::store::records::put;
-use devfleet_controller::store::{Commit, Transaction};
+use devfleet_controller::store::records::{key, put};
+use devfleet_controller::store::{
+    Commit, Entry, LeaseId, Revision, SharedStore, Snapshot, Store, StoreError, Transaction, WatchEvent,
+};
 use devfleet_controller::view::View;
 use devfleet_shared::attempt::{AttemptResult, Phase, Step};
 use devfleet_shared::clock::{Clock, Timestamp};
-use devfleet_shared::id::HostId;
+use devfleet_shared::id::{AttemptId, HostId};
 use devfleet_shared::job::JobPhase;
+use futures_util::stream::BoxStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::jobs::{Bench, term};
+use crate::jobs::{Bench, joined, publication, term};
 
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -136,6 +140,93 @@ async fn when_most_hosts_are_silent_at_once_no_job_is_taken() {
     ground.live(&HostId::random()).await;
     ground.live(&HostId::random()).await;
     ground.live(&HostId::random()).await;
+    assert_eq!(ground.tick().await, 0, "whoever is not back yet has the time of grace for it");
+    ground.clock.advance(GRACE);
     assert_eq!(ground.tick().await, 3, "three of six may be dead");
     ground.end().await;
+}
+
+/// A store where something happens the moment after an owner was read.
+struct Meanwhile {
+    inner: SharedStore,
+    term: devfleet_controller::leader::Term,
+    jobs: Arc<Jobs>,
+    claim: Claim,
+    /// To whom the job goes meanwhile; taken once.
+    next: std::sync::Mutex<Option<HostId>>,
+}
+
+#[async_trait]
+impl Store for Meanwhile {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let read = self.inner.get(key).await;
+        let next = if key == key::owner(&self.claim.job) { self.next.lock().expect("no panic").take() } else { None };
+        if let Some(host) = next {
+            let taken = self.jobs.reclaim(&self.term, &self.claim, 3).await.expect("asked");
+            assert!(taken.is_some(), "it is taken meanwhile");
+            let given = self.jobs.assign(&self.term, &self.claim.job, &host, AttemptId::random()).await.expect("asked");
+            assert!(given.is_some(), "and given to another one");
+        }
+        read
+    }
+    async fn range(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        self.inner.range(prefix).await
+    }
+    async fn commit(&self, transaction: Transaction) -> Result<Commit, StoreError> {
+        self.inner.commit(transaction).await
+    }
+    async fn watch(
+        &self,
+        prefix: &str,
+        from: Revision,
+    ) -> Result<BoxStream<'static, Result<WatchEvent, StoreError>>, StoreError> {
+        self.inner.watch(prefix, from).await
+    }
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.inner.grant_lease(ttl).await
+    }
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.keep_alive(lease).await
+    }
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.revoke_lease(lease).await
+    }
+    async fn compact(&self, before: Revision) -> Result<(), StoreError> {
+        self.inner.compact(before).await
+    }
+}
+
+/// Jobs whose owner changes right after it was read first.
+async fn raced(bench: &Bench) -> (Arc<Jobs>, Claim) {
+    let job = bench.queued().await;
+    let claim = bench.assigned(&job).await;
+    let next = joined(&bench.store).await;
+    let store = Meanwhile {
+        inner: bench.store.clone(),
+        term: term(),
+        jobs: bench.jobs.clone(),
+        claim: claim.clone(),
+        next: std::sync::Mutex::new(Some(next)),
+    };
+    (Jobs::new(Arc::new(store), Clock::fixed(Timestamp(1_000_000))), claim)
+}
+
+#[tokio::test]
+async fn a_report_whose_owner_changes_while_it_is_taken_is_superseded_and_takes_nothing() {
+    let bench = Bench::new();
+    let (jobs, claim) = raced(&bench).await;
+    let over = Phase::Ended(AttemptResult::Cancelled);
+    let report = jobs.report(&claim, Observed::from(&over), 3).await.expect("a report");
+    assert_eq!(report, Report::Superseded);
+    let owner = bench.store.get(&key::owner(&claim.job)).await.expect("read");
+    assert!(owner.is_some_and(|entry| entry.modified > claim.fence.0), "the next owner stays");
+}
+
+#[tokio::test]
+async fn leave_to_push_is_not_given_when_the_owner_changes_while_it_is_asked_for() {
+    let bench = Bench::new();
+    let (jobs, claim) = raced(&bench).await;
+    let refused = jobs.authorize_publish(&claim, &publication(&claim)).await.expect("asked");
+    assert!(refused.is_err(), "another attempt owns the job");
+    assert_eq!(jobs.publish_record(&claim.job).await.expect("read"), None, "nothing is written down");
 }

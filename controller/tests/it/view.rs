@@ -82,9 +82,15 @@ async fn a_job_is_active_until_it_has_ended_and_owns_nothing() {
     let mut both = vec![job.clone(), other.clone()];
     both.sort();
     assert_eq!(it.active().await, both);
+    assert_eq!(
+        it.seen(|records| records.in_hand().map(|job| job.spec.id.clone()).collect::<Vec<_>>()).await,
+        std::slice::from_ref(&other)
+    );
+    assert!(it.seen(Records::any_queued).await);
     let claim = it.bench.assigned(&job).await;
     it.bench.jobs.cancel(&other, "ada").await.expect("cancelled");
     assert_eq!(it.active().await, vec![job.clone()]);
+    assert!(!it.seen(Records::any_queued).await, "one runs, one was cancelled");
     // Its result is there, and its environment too.
     it.bench.jobs.cancel(&job, "ada").await.expect("cancelled");
     let stopping = Phase::Stopping(AttemptResult::Cancelled);

@@ -111,7 +111,7 @@ fn no_stale_effect(fleet: &Fleet, wrong: &mut Vec<String>) {
     let history = fleet.store.history();
     for revision in history.chunk_by(|one, other| one.0 == other.0) {
         let before = owners.clone();
-        for (_, event) in revision {
+        for (number, event) in revision {
             match event {
                 WatchEvent::Put(entry) => {
                     if let Some((job, "owner")) = job_key(&entry.key) {
@@ -119,8 +119,12 @@ fn no_stale_effect(fleet: &Fleet, wrong: &mut Vec<String>) {
                     }
                 }
                 WatchEvent::Deleted { key, .. } => {
-                    if let Some((job, "owner")) = job_key(key) {
-                        owners.remove(job);
+                    if let Some((job, "owner")) = job_key(key)
+                        && let Some(attempt) = owners.remove(job)
+                        && !has_ended(revision, &last, job, &attempt)
+                    {
+                        wrong
+                            .push(format!("revision {number}: job {job} is taken from {attempt}, which has not ended"));
                     }
                 }
             }
@@ -161,6 +165,23 @@ fn no_stale_effect(fleet: &Fleet, wrong: &mut Vec<String>) {
             }
         }
     }
+}
+
+/// Says whether an attempt had ended by the end of a revision.
+fn has_ended(
+    revision: &[(u64, WatchEvent)],
+    last: &BTreeMap<String, JobState>,
+    job: &str,
+    attempt: &AttemptId,
+) -> bool {
+    let now = revision.iter().find_map(|(_, event)| match event {
+        WatchEvent::Put(entry) if job_key(&entry.key) == Some((job, "state")) => Some(read::<JobState>(&entry.value)),
+        _ => None,
+    });
+    let state = now.as_ref().or_else(|| last.get(job));
+    let ended =
+        |state: &JobState| state.attempts.iter().any(|one| one.id == *attempt && matches!(one.phase, Phase::Ended(_)));
+    state.is_some_and(ended)
 }
 
 /// The log of an attempt that succeeded holds all that its agent printed, in order, once.

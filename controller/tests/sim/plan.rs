@@ -19,13 +19,22 @@ pub(crate) enum Mutant {
 impl Mutant {
     pub(crate) const ALL: [Mutant; 3] = [Mutant::Durable, Mutant::Freeze, Mutant::MergeRequest];
 
-    /// Those that the first seeds notice. For `Freeze` a long cut must meet a long step: it takes more seeds.
-    pub(crate) const NOTICED: [Mutant; 2] = [Mutant::Durable, Mutant::MergeRequest];
+    /// Returns what the checks must complain of.
+    pub(crate) fn complaint(self) -> &'static str {
+        match self {
+            Mutant::Durable => "seed",
+            Mutant::Freeze => "runs twice",
+            Mutant::MergeRequest => "merge requests",
+        }
+    }
 
     pub(crate) fn named(name: &str) -> Option<Mutant> {
         Mutant::ALL.into_iter().find(|mutant| format!("{mutant:?}") == name)
     }
 }
+
+/// One seed of so many cuts a host off for longer than its jobs stay its own.
+const LONG_CUTS: u64 = 8;
 
 /// Something that goes wrong. Hosts and controllers by number, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +96,19 @@ impl Plan {
         let agent = (0..hosts).map(|_| ms(&mut chance, 500..45_000)).collect();
         let troubles = if seed == 0 { 0 } else { chance.random_range(1..=6) };
         let troubles = (0..troubles).map(|_| trouble(&mut chance, hosts, controllers)).collect();
-        Plan { seed, hosts, controllers, jobs, agent, troubles }
+        let mut plan = Plan { seed, hosts, controllers, jobs, agent, troubles };
+        if seed % LONG_CUTS == 3 {
+            plan.cut_off_for_long(&mut chance);
+        }
+        plan
+    }
+
+    /// A host is cut off at work, for so long that its jobs go to another one while it could still be at work itself.
+    fn cut_off_for_long(&mut self, chance: &mut StdRng) {
+        self.agent = (0..self.hosts).map(|_| ms(chance, 70_000..90_000)).collect();
+        let from = ms(chance, 22_000..28_000);
+        let fault = Fault::HostCut(chance.random_range(0..self.hosts));
+        self.troubles.push(Trouble { from, until: from + ms(chance, 62_000..75_000), fault });
     }
 
     /// Returns when everything is whole again.

@@ -66,6 +66,19 @@ fn is_first(pid: &str) -> bool {
     status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"))
 }
 
+/// Says whether a process is killed already, or on its way out: an engine thaws what it has sent SIGKILL, so that it dies.
+fn is_dying(pid: i32) -> bool {
+    const EXITING: u64 = 4;
+    let status = read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = |name: &str| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & (1 << 8) != 0)
+    };
+    let stat = read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6)?.parse::<u64>().ok());
+    status.is_empty() || pending("SigPnd:") || pending("ShdPnd:") || flags.is_none_or(|flags| flags & EXITING != 0)
+}
+
 /// Whose a container is.
 #[derive(Clone)]
 struct Owner {
@@ -104,7 +117,7 @@ impl Look {
             let Some(owner) = self.owner(&id) else { continue };
             let state = read_to_string(entry.path().join("freezer.state")).unwrap_or_default();
             let Owner { node, name, job, attempt } = owner;
-            running.push(Running { job, attempt, node, name, pid, frozen: state.trim() == "FROZEN" });
+            running.push(Running { job, attempt, node, name, pid, frozen: state.trim() == "FROZEN" || is_dying(pid) });
         }
         running.sort();
         running

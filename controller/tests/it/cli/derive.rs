@@ -204,3 +204,58 @@ fn a_hostile_file_is_refused_by_a_program_that_may_use_little_memory() {
         assert!(began.elapsed() < std::time::Duration::from_secs(20), "{what}: {:?}", began.elapsed());
     }
 }
+
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = value.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// Scripts rely on it: what is derived and what is refused have the same keys, and none of them goes away.
+#[test]
+fn the_shape_is_the_same_whether_there_is_an_environment_or_none() {
+    let directory = repository();
+    let found = json(&derive(directory.path(), &["--raw", ".", "--output", "json"]));
+    std::fs::write(directory.path().join("broken.yml"), "test: [").expect("a file");
+    let refused = json(&derive(directory.path(), &["--raw", "broken.yml", "--output", "json"]));
+    assert_eq!(keys(&found), keys(&refused));
+    for key in "image image_resolved language version services variables caches packages setup verify dropped job \
+                alternatives optional_services confidence verdict notes report recipe_digest"
+        .split_whitespace()
+    {
+        assert!(keys(&found).contains(&key), "{key}");
+    }
+    for (list, expected) in [
+        ("services", "aliases command entrypoint image variables"),
+        ("optional_services", "aliases command entrypoint image variables"),
+        ("caches", "key kind path"),
+        ("dropped", "line reason"),
+        ("alternatives", "image job score"),
+        ("report", "fact file job keyword value"),
+    ] {
+        let known = keys(&found[list][0]);
+        assert!(expected.split(' ').all(|key| known.contains(&key)), "{list}: {known:?}");
+    }
+}
+
+#[test]
+fn the_same_repository_gives_the_same_digest_wherever_and_for_whomever_it_is_derived() {
+    let digest = |variables: &[(&str, &str)]| {
+        let directory = repository();
+        let output = Command::new(env!("CARGO_BIN_EXE_devfleet"))
+            .args(["env", "derive", "--raw", ".", "--output", "json"])
+            .current_dir(directory.path())
+            .env_clear()
+            .env("DEVFLEET_CONTEXT", "/nonexistent/context.toml")
+            .envs(variables.iter().copied())
+            .output()
+            .expect("the program starts");
+        let found = json(&output);
+        (found["recipe_digest"].clone(), found)
+    };
+    let here = digest(&[("HOME", "/root"), ("TZ", "UTC"), ("LANG", "C")]);
+    let there =
+        digest(&[("HOME", "/nowhere"), ("TZ", "Asia/Tokyo"), ("LANG", "tr_TR.UTF-8"), ("USER", "ada"), ("PY", "2.7")]);
+    assert!(here.0.as_str().is_some_and(|digest| digest.starts_with("sha256:")), "{here:?}");
+    assert_eq!(here, there);
+}

@@ -106,6 +106,22 @@ async fn an_image_of_no_distribution_serves_as_long_as_it_has_a_shell_and_git() 
     assert!(log.contains("BusyBox v") && log.contains("the answer is right"), "{log}");
 }
 
+/// No apt, no git, and another family's package manager: what the recipe installs with it is there, and so is what CI wants.
+#[tokio::test(flavor = "multi_thread")]
+async fn bases_of_other_families_get_git_and_packages_from_their_own_package_manager() {
+    for (image, line) in [
+        ("devfleet-test/dnf:1", "dnf install -y answer-tool"),
+        ("devfleet-test/zypper:1", "zypper refresh && zypper -n in answer-tool"),
+        ("devfleet-test/pacman:1", "pacman -Syu --noconfirm answer-tool"),
+    ] {
+        let ci = format!("test:\n  image: {image}\n  before_script: [{line}]\n  script: [sh test.sh]\n");
+        let test = "set -e\n! command -v apt-get\ngit --version\n/opt/answer-tool\ngrep -q 42 answer.txt\n";
+        let files = [(".gitlab-ci.yml", ci.as_str()), ("test.sh", test), ("answer.txt", "41\n")];
+        let (_, log) = carried_through(&Site::usual().await, &files, "echo 42 > answer.txt\n").await;
+        assert!(log.contains("the answer tool says 42") && log.contains("git version"), "{image}: {log}");
+    }
+}
+
 /// What is to be the same in both: image, variables, names, and what answers under them.
 const LOOK: &str = r#"sed -n 's/^ID=/os /p' /etc/os-release
 python --version

@@ -24,6 +24,8 @@ pub(crate) struct Cluster {
     program: PathBuf,
     members: Vec<Member>,
     tls: Option<Certificates>,
+    /// How large the data of a member may become, in bytes; 0: etcd's default.
+    quota: u64,
 }
 
 struct Member {
@@ -58,11 +60,16 @@ impl Cluster {
         let member = |pair: &[u16]| Member { client: pair[0], peer: pair[1], process: None };
         let members = ports.chunks(2).map(member).collect();
         drop(held);
-        let mut cluster = Cluster { dir, program, members, tls };
+        let mut cluster = Cluster { dir, program, members, tls, quota: 0 };
         for number in 0..count {
             cluster.revive(number);
         }
         cluster
+    }
+
+    /// Limits the data of every member from its next start on.
+    pub(crate) fn limit(&mut self, bytes: u64) {
+        self.quota = bytes;
     }
 
     /// Kills a member, as a power cut would.
@@ -87,6 +94,7 @@ impl Cluster {
         command
             .args(["--name", &format!("m{number}"), "--logger", "zap", "--log-level", "error"])
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
+            .args(["--quota-backend-bytes", &self.quota.to_string()])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &peers.join(","), "--initial-cluster-state", "new"])
