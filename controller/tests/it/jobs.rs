@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use devfleet_controller::forge::Base;
 use devfleet_controller::hosts::{HostError, Hosts, Removal};
-use devfleet_controller::jobs::{Claim, JobError, Jobs, Observed, Report};
+use devfleet_controller::jobs::{Anew, Claim, JobError, Jobs, Observed, Report, Setback};
 use devfleet_controller::leader::Term;
 use devfleet_controller::store::embedded::Embedded;
 use devfleet_controller::store::records::hosts::{AfterDrain, Desired, Wish};
@@ -231,6 +231,36 @@ async fn a_cancelled_job_gets_no_leave_to_publish_and_ends_cancelled() {
     assert!(leave.expect_err("refused").contains("cancelled by ada"));
     bench.jobs.report(&claim, (&succeeded()).into(), 1).await.expect("an answer");
     assert_eq!(bench.phase(&job).await, JobPhase::Ended(Outcome::Cancelled));
+}
+
+#[tokio::test]
+async fn whoever_leads_no_more_changes_nothing_whatever_is_tried() {
+    let bench = Bench::new();
+    let past = Term { revision: 9, ..term() };
+    let (fresh, waits, runs) = (bench.submitted().await, bench.queued().await, bench.queued().await);
+    let planned = bench.submitted().await;
+    bench.jobs.event(&term(), &planned, JobEvent::TriagePassed, |_| {}).await.expect("planning");
+    let (claim, host) = (bench.assigned(&runs).await, bench.host().await);
+    let (approved, other) = (bench.jobs.proposal(&waits).await.expect("read").expect("there is one"), proposal());
+    let anew = Anew { former: &approved, proposal: &other, auto: None };
+    let later = Setback { in_phase: &JobPhase::Queued, trouble: "later", pause: Duration::from_secs(1) };
+    let jobs = &bench.jobs;
+    let everything = async || bench.store.range("/devfleet/").await.expect("a range").entries;
+    let before = everything().await;
+    let what = "refused, or left for another look";
+    assert!(jobs.event(&past, &fresh, JobEvent::TriagePassed, |_| {}).await.is_err(), "{what}");
+    assert!(jobs.propose(&past, &planned, &other, None).await.is_err(), "{what}");
+    assert!(jobs.propose_anew(&past, &waits, anew).await.is_err(), "{what}");
+    assert!(jobs.try_later(&past, &waits, later).await.is_err(), "{what}");
+    assert_eq!(jobs.assign(&past, &waits, &host, AttemptId::random()).await.expect("an answer"), None);
+    assert_eq!(jobs.recall(&past, &claim, "draining").await.expect("an answer"), None);
+    assert_eq!(jobs.reclaim(&past, &claim, 2).await.expect("an answer"), None);
+    assert_eq!(everything().await, before);
+
+    // Whoever leads can do all of that.
+    assert!(jobs.recall(&term(), &claim, "draining").await.expect("an answer").is_some());
+    assert!(jobs.reclaim(&term(), &claim, 2).await.expect("an answer").is_some());
+    assert!(jobs.assign(&term(), &waits, &host, AttemptId::random()).await.expect("an answer").is_some());
 }
 
 #[tokio::test]

@@ -51,6 +51,9 @@ pub(crate) fn check(fleet: &Fleet) -> Vec<String> {
     one_merge_request(fleet, &states, &mut wrong);
     no_stale_effect(fleet, &mut wrong);
     logs_are_whole(fleet, &states, &mut wrong);
+    if fleet.plan.troubles.is_empty() {
+        no_job_costs_the_store_more_than_its_budget(fleet, &mut wrong);
+    }
     for (number, machine) in fleet.machines.iter().enumerate() {
         let left = machine.engine.objects();
         if !left.is_empty() {
@@ -58,6 +61,35 @@ pub(crate) fn check(fleet: &Fleet) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// What docs/operations.md says a job costs the store when nothing goes wrong: transactions, and bytes of keys and values.
+const BUDGET: (usize, usize) = (16, 20 * 1024);
+
+fn no_job_costs_the_store_more_than_its_budget(fleet: &Fleet, wrong: &mut Vec<String>) {
+    let mut costs: BTreeMap<String, (BTreeSet<u64>, usize)> = BTreeMap::new();
+    for (revision, event) in fleet.store.history() {
+        let (key, bytes) = match &event {
+            WatchEvent::Put(entry) => (&entry.key, entry.value.len()),
+            WatchEvent::Deleted { key, .. } => (key, 0),
+        };
+        if let Some((job, _)) = job_key(key) {
+            let (revisions, written) = costs.entry(job.to_owned()).or_default();
+            revisions.insert(revision);
+            *written += key.len() + bytes;
+        }
+    }
+    if costs.len() != fleet.plan.jobs.len() {
+        wrong.push(format!("{} jobs of {} are in the store's history", costs.len(), fleet.plan.jobs.len()));
+    }
+    for (job, (revisions, bytes)) in costs {
+        if revisions.len() > BUDGET.0 || bytes > BUDGET.1 {
+            wrong.push(format!(
+                "job {job} cost {} transactions and {bytes} bytes, more than {BUDGET:?}",
+                revisions.len()
+            ));
+        }
+    }
 }
 
 fn no_job_is_lost(fleet: &Fleet, states: &BTreeMap<String, JobState>, wrong: &mut Vec<String>) {
