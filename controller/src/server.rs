@@ -218,9 +218,10 @@ pub async fn start_on<L: Listener>(
     };
     let (timers, of_sessions) = (config.timers, sessions.clone());
     let parts = SessionParts { view: view.clone(), jobs, sessions: of_sessions, logs: logs.clone(), prover, timers };
-    let session = SessionService { parts, forges, artifacts, shutdown: shutdown.clone(), tasks: tasks.clone() };
     let leader = Leader::new(store.clone(), clock, id.clone(), own_address(config, address));
     let term = leader.term.subscribe();
+    let (ends, counts) = (shutdown.clone(), tasks.clone());
+    let session = SessionService { parts, forges, artifacts, term: term.clone(), shutdown: ends, tasks: counts };
     let passing = Passing::new(term.clone(), view.clone(), authority.clone(), id.clone(), reach);
     let services = Services { jobs: jobs_service, fleet: fleet_service, session, passing: Arc::new(passing) };
 

@@ -8,7 +8,7 @@ use devfleet_proto::v1::{self, session_server};
 use devfleet_shared::error::Chain;
 use devfleet_shared::id::{Fence, HostId};
 use futures_util::{Stream, StreamExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +20,7 @@ use crate::artifacts::{Artifacts, DIFF_BYTES};
 use crate::forges::{Forges, OpenForgeError};
 use crate::hosts;
 use crate::jobs::Claim;
+use crate::leader::Term;
 use crate::logs::LogError;
 use crate::project::ProjectConfig;
 use crate::secrets;
@@ -40,6 +41,8 @@ pub struct SessionService {
     pub forges: Forges,
     /// What jobs leave behind.
     pub artifacts: Artifacts,
+    /// The term under way, if this controller leads.
+    pub term: watch::Receiver<Option<Term>>,
     /// Ends all sessions.
     pub shutdown: CancellationToken,
     /// Counts them.
@@ -84,11 +87,14 @@ impl session_server::Session for SessionService {
         let host = host(&request)?;
         let mut chunks = request.into_inner();
         let (sender, receiver) = mpsc::channel(64);
-        let (service, shutdown) = (self.clone(), self.shutdown.clone());
+        let (service, shutdown, mut term) = (self.clone(), self.shutdown.clone(), self.term.clone());
+        term.borrow_and_update();
         self.tasks.spawn(async move {
             loop {
                 let chunk = tokio::select! {
                     () = shutdown.cancelled() => return,
+                    // Who reads the log does so at the leader, which would not see what is stored here.
+                    _ = term.changed() => return,
                     chunk = chunks.next() => chunk,
                 };
                 let Some(Ok(chunk)) = chunk else { return };

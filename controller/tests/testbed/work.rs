@@ -101,12 +101,12 @@ impl Stage {
     pub(crate) async fn working(&self, id: &str) -> v1::Job {
         let job = self.people.until(id, "the agent at work", |job| phase(job) == "agent").await;
         let attempt = &job.attempts.last().expect("an attempt").id;
+        self.kernel(id, "the agent's process", |running| running.iter().any(|one| one.name.contains("-agent"))).await;
         wait_for("the agent's first line", async || {
             let log = parse_log(String::new(), false, &self.people.records(id, attempt).await);
             (!log.lines.is_empty()).then_some(())
         })
         .await;
-        self.kernel(id, "the agent's process", |running| running.iter().any(|one| one.name.contains("-agent"))).await;
         job
     }
 
