@@ -7,8 +7,8 @@ use std::time::Duration;
 use devfleet_controller::config::Config;
 use devfleet_controller::identity::{JoinTerms, Role};
 use devfleet_controller::server::{self, Running, StartError};
-use devfleet_controller::store::SharedStore;
 use devfleet_controller::store::records::leadership::leader_key;
+use devfleet_controller::store::{Change, SharedStore, Transaction};
 use devfleet_host::identity::HostIdentity;
 use devfleet_proto::v1::controller_message::Kind;
 use devfleet_proto::v1::fleet_client::FleetClient;
@@ -150,6 +150,28 @@ async fn hosts_and_people_may_come_to_any_controller() {
     let (_up, _down) = welcomed(&identity, &other).await;
     assert_eq!(connected(&other, &operator).await, ["host-1"], "the next leader has it");
     other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_stream_ends_with_the_term_of_who_takes_it_though_that_controller_lives() {
+    let (dir, cluster) = (tempfile::tempdir().expect("dir"), Cluster::start(1));
+    let store = cluster.store(0, "test").await;
+    let controller = start(&config(dir.path(), "a", "ca", &cluster)).await;
+    leader_of(&store).await;
+    let terms = JoinTerms::once(Duration::from_secs(600));
+    let (join, _) = controller.tokens.create_join(&terms, &controller.authority.fingerprint()).await.expect("token");
+    let identity =
+        HostIdentity::join(&dir.path().join("host"), &url(&controller), &join, "host-1").await.expect("joined");
+    // Welcomed, so that the controller leads and knows the host.
+    let _session = welcomed(&identity, &controller).await;
+    let (_chunks, queue) = mpsc::channel::<v1::LogChunk>(1);
+    let mut client = SessionClient::new(identity.channel(&url(&controller)).expect("channel"));
+    let mut answers = client.push_logs(ReceiverStream::new(queue)).await.expect("a stream").into_inner();
+    let then = vec![Change::Delete(leader_key())];
+    store.commit(Transaction { when: Vec::new(), then }).await.expect("deposed");
+    let ended = tokio::time::timeout(PATIENCE, async { while let Ok(Some(_)) = answers.message().await {} }).await;
+    assert!(ended.is_ok(), "what comes now belongs to whoever leads next");
+    controller.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
