@@ -662,6 +662,62 @@ async fn networks_that_share_a_name_are_all_removed() {
     .await;
 }
 
+/// Passes bytes between a socket of its own and Docker's; of the first output that is followed nothing but its first frame.
+async fn stuck_proxy(path: std::path::PathBuf) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::UnixListener::bind(path).expect("a socket");
+    let (mut connections, stuck) = (tokio::task::JoinSet::new(), Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    loop {
+        let (near, _) = listener.accept().await.expect("a caller");
+        let stuck = Arc::clone(&stuck);
+        connections.spawn(async move {
+            let far = tokio::net::UnixStream::connect(docker_socket()).await.expect("docker");
+            let ((mut asks, mut answered), (mut answers, mut asked)) = (near.into_split(), far.into_split());
+            let mut request = vec![0; 64 << 10];
+            let Ok(count @ 1..) = asks.read(&mut request).await else { return };
+            let follows = String::from_utf8_lossy(&request[..count]).contains("follow=true");
+            asked.write_all(&request[..count]).await.expect("docker listens");
+            if follows && !stuck.swap(true, std::sync::atomic::Ordering::SeqCst) {
+                // The connection stands, and brings nothing more.
+                let mut answer = Vec::new();
+                while !String::from_utf8_lossy(&answer).contains("one\n") {
+                    answers.read_buf(&mut answer).await.expect("an answer");
+                }
+                answered.write_all(&answer).await.expect("the caller listens");
+                return std::future::pending().await;
+            }
+            tokio::select! {
+                _ = tokio::io::copy(&mut asks, &mut asked) => {}
+                _ = tokio::io::copy(&mut answers, &mut answered) => {}
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn output_that_gets_stuck_while_its_container_runs_goes_on() {
+    check(Bench::docker(&[BASE]).await, async |bench| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("proxy.sock");
+        let proxy = tokio::spawn(stuck_proxy(path.clone()));
+        let mut spec = bench.container("agent", "", Script::default());
+        spec.entrypoint.as_mut().expect("a script")[2] =
+            "mkfifo /go; echo one; read -r go < /go; echo two; exec sleep 600".into();
+        spec.keep_output = true;
+        bench.run(&spec).await;
+        let engine = DockerEngine::new(&path.display().to_string());
+        let mut output = engine.output(&spec.name, None).await.expect("output");
+        let first = output.next().await.expect("a frame").expect("a frame");
+        let go = ["exec", &spec.name, "sh", "-c", "echo > /go"];
+        let told = std::process::Command::new("docker").args(go).status().expect("the docker command");
+        assert!(told.success());
+        let second = tokio::time::timeout(Duration::from_secs(60), output.next()).await.expect("while it runs");
+        assert_eq!(text(&[first, second.expect("a frame").expect("a frame")], false), "one\ntwo\n");
+        proxy.abort();
+    })
+    .await;
+}
+
 /// Passes bytes between a socket of its own and Docker's, until told to cut every connection.
 async fn cutting_proxy(path: std::path::PathBuf, mut cut: tokio::sync::watch::Receiver<u32>) {
     let listener = tokio::net::UnixListener::bind(path).expect("a socket");

@@ -1,7 +1,8 @@
 //! The output that Docker keeps of a container, followed until the container ends.
 //!
-//! Following can break (the daemon restarts) or get stuck (when a log file is rotated), so it is watched: a stream that
-//! ends too early is opened again, one that goes on after the container ended is closed and the rest is read once more.
+//! Following can break (the daemon restarts) or get stuck, so it is watched: a stream that ends too early is opened again,
+//! and one that is silent too, less and less often; one that goes on after the container ended is closed and the rest is
+//! read once more.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -17,6 +18,9 @@ use crate::engine::{ContainerState, EngineError, OutputFrame, OutputStream};
 
 /// How long a stream may be silent before we look whether its container has ended.
 const SILENCE: Duration = Duration::from_secs(2);
+/// A silent stream of a container that runs is opened again after one such silence, two more, four more, and so on up to
+/// this many: Docker reads the whole log for it.
+const LOOKS: u32 = 32;
 /// The pause before a stream that ended too early is opened again.
 const PAUSE: Duration = Duration::from_millis(200);
 /// The size of the pieces into which Docker cuts long lines, in bytes.
@@ -39,6 +43,7 @@ impl DockerEngine {
             name: name.to_owned(),
             position: Position { from: since.map(moment).transpose()?, seen: 0 },
             frames: None,
+            silence: Silence::default(),
             ended: false,
             done: false,
         };
@@ -73,12 +78,34 @@ impl Skip {
     }
 }
 
+/// For how long a stream has been silent.
+#[derive(Debug, Default)]
+struct Silence {
+    /// In looks, since the stream was opened.
+    looks: u32,
+    /// How often a stream was opened again since the last frame.
+    reopened: u32,
+}
+
+impl Silence {
+    /// Counts a look; says whether the stream is to be opened again.
+    fn is_suspect(&mut self) -> bool {
+        self.looks += 1;
+        let suspect = self.looks >= LOOKS.min(1 << self.reopened.min(31));
+        if suspect {
+            (self.looks, self.reopened) = (0, self.reopened + 1);
+        }
+        suspect
+    }
+}
+
 struct Reader {
     engine: DockerEngine,
     client: Docker,
     name: String,
     position: Position,
     frames: Option<(Frames, Skip)>,
+    silence: Silence,
     /// The container has ended, and what is open is the last read.
     ended: bool,
     done: bool,
@@ -115,6 +142,7 @@ impl Reader {
                     if skip.passes(stamp) {
                         let seen = if self.position.from == Some(stamp) { self.position.seen + 1 } else { 1 };
                         self.position = Position { from: Some(stamp), seen };
+                        self.silence = Silence::default();
                         return Ok(Some(frame));
                     }
                 }
@@ -144,6 +172,7 @@ impl Reader {
                 tokio::time::sleep(PAUSE).await;
                 self.frames = None;
             }
+            Some(_) if self.silence.is_suspect() => self.frames = None,
             Some(_) => {}
         }
         Ok(())
@@ -212,6 +241,14 @@ mod tests {
         let full = Bytes::from(vec![b'x'; PIECE]);
         assert_eq!(whole_line(full.clone()), full, "the line goes on");
         assert!(stamped(line("no stamp")).is_err() && stamped(line("")).is_err());
+    }
+
+    #[test]
+    fn a_silent_stream_is_opened_again_less_and_less_often() {
+        let mut silence = Silence::default();
+        let after = |silence: &mut Silence| (1..).find(|_| silence.is_suspect()).expect("some time");
+        let looks: Vec<u32> = (0..8).map(|_| after(&mut silence)).collect();
+        assert_eq!(looks, [1, 2, 4, 8, 16, 32, 32, 32]);
     }
 
     #[test]
