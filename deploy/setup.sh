@@ -7,7 +7,7 @@
 #                            testbed stands on, a server that speaks S3, and Claude Code for the tests that run it (they are left out where it
 #                            cannot be had)
 #   deploy/setup.sh claude   only Claude Code for tests
-#   deploy/setup.sh bench    all of that, and docker-compose to compare with
+#   deploy/setup.sh bench    what building, running and test images need, and docker-compose and etcd to compare with
 set -euo pipefail
 
 readonly MODE="${1:-test}"
@@ -77,12 +77,12 @@ collect_missing() {
         need iptables iptables
         need nsenter util-linux
         need mkfs.ext4 e2fsprogs
-        need etcd etcd-server
         need etcdctl etcd-client
         # A storage that speaks S3 comes from Python's package index, into an environment of its own.
         python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     fi
     if [ "$MODE" = bench ]; then need docker-compose docker-compose; fi
+    if [ "$MODE" = test ] || [ "$MODE" = bench ]; then need etcd etcd-server; fi
 }
 
 install_missing() {
