@@ -134,8 +134,14 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         for _ in 0..rand::random_range(0..300) * u64::from(round % 5 != 0) {
             acknowledged.extend(crashing.acknowledged().await);
         }
-        // sleep: the moment of the kill is random
-        tokio::time::sleep(Duration::from_micros(rand::random_range(0..20_000))).await;
+        // And at any moment between two of them.
+        let moment = Duration::from_micros(rand::random_range(0..20_000));
+        let going_on = async {
+            while let Some(one) = crashing.acknowledged().await {
+                acknowledged.extend([one]);
+            }
+        };
+        assert!(tokio::time::timeout(moment, going_on).await.is_err(), "round {round}: it ended by itself");
         acknowledged.extend(crashing.kill().await);
 
         let store = open(&path).expect("a killed process leaves a good store");

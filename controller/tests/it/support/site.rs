@@ -342,15 +342,11 @@ impl Site {
 
     /// Waits until the host is connected, and remembers its id.
     pub(crate) async fn host_connected(&mut self) {
-        let id = wait_async("the host", async || {
+        self.host_id = wait_async("the host", async || {
             let hosts = self.connection.fleet().list_hosts(v1::ListHostsRequest {}).await.ok()?.into_inner().hosts;
             hosts.into_iter().find(|host| host.connected).map(|host| host.id)
-        });
-        self.host_id = tokio::select! {
-            id = id => id,
-            // sleep: the bound of the wait
-            () = tokio::time::sleep(PATIENCE) => panic!("the host does not connect\n{}", self.program_logs()),
-        };
+        })
+        .await;
     }
 }
 
