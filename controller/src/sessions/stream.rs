@@ -298,12 +298,10 @@ impl Session {
         let tokens = self.parts.sessions.told(&claim.attempt).tokens.max(report.tokens);
         let observed = Observed { phase: &phase, held_until, tokens };
         let outcome = self.parts.jobs.report(&claim, observed, max_attempts).await?;
-        match (&outcome, &phase) {
-            (Report::Superseded, _) => {}
-            (Report::Applied, Phase::Ended(_)) => self.parts.sessions.forget(&claim.attempt),
-            (Report::Applied, _) => {
-                self.parts.sessions.note(&claim.attempt, Told { doing: report.doing, tokens });
-            }
+        if outcome == Report::Superseded || matches!(phase, Phase::Ended(_)) {
+            self.parts.sessions.forget(&claim.attempt);
+        } else {
+            self.parts.sessions.note(&claim.attempt, Told { doing: report.doing, tokens });
         }
         Ok(outcome)
     }

@@ -6,7 +6,7 @@ use devfleet_proto::v1;
 
 use super::scene::{CHECK, ci};
 use crate::support::anthropic::{ModelStandIn, Script};
-use crate::support::site::{Settings, Site, failure_reason};
+use crate::support::site::{Settings, Site, attempt_phase, docker, failure_reason};
 
 /// Returns Claude Code's program, fetched as `deploy/setup.sh test` does, or nothing with the reason printed.
 fn binary() -> Option<PathBuf> {
@@ -30,8 +30,8 @@ fn binary() -> Option<PathBuf> {
     Some(path)
 }
 
-/// Runs a job of Claude Code against a model with this script.
-async fn run(site: &Site, name: &str, program: &Path, model: &ModelStandIn) -> (v1::Job, String) {
+/// Submits a job of Claude Code against this model.
+async fn submit(site: &Site, name: &str, program: &Path, model: &ModelStandIn) -> v1::Job {
     let repository = site.repository(name, &[(".gitlab-ci.yml", &ci("")), ("check.sh", CHECK), ("answer.txt", "41\n")]);
     let text = format!(
         "name = {name:?}\nrepository = {:?}\napproval = \"auto\"\n[agents.claude]\nkind = \"claude-code\"\nbinary = {:?}\n\
@@ -42,7 +42,11 @@ async fn run(site: &Site, name: &str, program: &Path, model: &ModelStandIn) -> (
         model.url()
     );
     site.apply(&text).await;
-    let job = site.submit(name, "Make the answer right").await;
+    site.submit(name, "Make the answer right").await
+}
+
+/// Waits for the end of a job; returns it with its log.
+async fn ended(site: &Site, job: &v1::Job) -> (v1::Job, String) {
     let job = site.ended(&job.id).await;
     assert_eq!(site.leftovers(), Vec::<String>::new());
     let log = site.whole_log(&job.id).await;
@@ -55,10 +59,15 @@ async fn claude_code_does_its_task_in_the_box_and_its_failures_are_told_in_the_m
     let key = "sk-model-key-of-this-test";
     let site = Site::start(Settings { variables: vec![("MODEL_KEY".into(), key.into())], ..Settings::default() }).await;
 
-    let command = "echo 42 > answer.txt; echo \"the key is $ANTHROPIC_API_KEY\"";
+    let command =
+        "while [ ! -e /tmp/go ]; do sleep 0.2; done; echo 42 > answer.txt; echo \"the key is $ANTHROPIC_API_KEY\"";
     let script = Script::Run { command: command.into(), last_words: "The answer is right now.".into() };
     let model = ModelStandIn::start(script, key).await;
-    let (job, log) = run(&site, "works", &program, &model).await;
+    let job = submit(&site, "works", &program, &model).await;
+    let working = site.until(&job.id, "its first tokens", |job| job.attempts.iter().any(|one| one.tokens > 0)).await;
+    assert_eq!(attempt_phase(&working), "agent", "they are told while it works: {working:#?}");
+    docker(&["exec", &format!("devbox-{}-agent", working.attempts[0].id), "touch", "/tmp/go"]);
+    let (job, log) = ended(&site, &job).await;
     assert_eq!(job.outcome, "succeeded", "{job:#?}\n{log}");
     assert_eq!(model.calls(), 2, "one call for the command, one with its result");
     assert_eq!(job.attempts[0].tokens, 19 * model.calls() as u64, "it tells what the model's API told it");
@@ -69,7 +78,7 @@ async fn claude_code_does_its_task_in_the_box_and_its_failures_are_told_in_the_m
 
     let script = Script::Refuse { status: 402, kind: "billing_error", message: "job budget exhausted" };
     let model = ModelStandIn::start(script, key).await;
-    let (job, log) = run(&site, "refused", &program, &model).await;
+    let (job, log) = ended(&site, &submit(&site, "refused", &program, &model).await).await;
     assert_eq!((job.outcome.as_str(), failure_reason(&job).as_str()), ("failed", "agent"), "{job:#?}\n{log}");
     let message = job.failure.expect("a failure").message;
     assert!(message.contains("402") && message.contains("job budget exhausted"), "{message}");
