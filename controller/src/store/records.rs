@@ -116,6 +116,27 @@ pub struct JobSpec {
     pub priority: i32,
 }
 
+#[cfg(test)]
+impl JobSpec {
+    /// Some job of project `app`, for tests.
+    pub(crate) fn sample(submitted: Timestamp) -> JobSpec {
+        JobSpec {
+            id: JobId::random(),
+            project: "app".parse().expect("a name"),
+            title: "mend it".into(),
+            task: "mend it".into(),
+            plan: String::new(),
+            agent: "fix".parse().expect("a name"),
+            base: None,
+            hold: Duration::ZERO,
+            issue: None,
+            submitted_by: "ada".into(),
+            submitted,
+            priority: 0,
+        }
+    }
+}
+
 /// What a person approves. Written by the gates; again only when the CI configuration changed before the start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Proposal {

@@ -8,61 +8,35 @@ use async_trait::async_trait;
 use devfleet_controller::sessions::prover::{Held, ProofError, Prover, ProverHandle};
 use devfleet_controller::store::embedded::Embedded;
 use devfleet_controller::store::records::{HostRecord, key, live, put};
-use devfleet_controller::store::{
-    Commit, Entry, LeaseId, Revision, SharedStore, Snapshot, Store, StoreError, Transaction, WatchEvent,
-};
+use devfleet_controller::store::{Commit, SharedStore, Store as _, StoreError, Transaction};
 use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::id::HostId;
 use futures_util::future::join_all;
-use futures_util::stream::BoxStream;
 use tokio_util::sync::CancellationToken;
 
-/// A store that counts transactions, and can lose an answer after the effect.
+use crate::support::between::{Between, Meddling};
+
+/// Counts transactions, and can lose an answer after the effect.
+#[derive(Default)]
 struct Watched {
-    inner: SharedStore,
     commits: AtomicUsize,
     lose_answers: AtomicBool,
 }
 
 #[async_trait]
-impl Store for Watched {
-    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        self.inner.get(key).await
-    }
-    async fn range(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        self.inner.range(prefix).await
-    }
-    async fn commit(&self, transaction: Transaction) -> Result<Commit, StoreError> {
+impl Meddling for Watched {
+    async fn commit(&self, inner: &SharedStore, transaction: Transaction) -> Result<Commit, StoreError> {
         self.commits.fetch_add(1, Ordering::SeqCst);
-        let outcome = self.inner.commit(transaction).await;
+        let outcome = inner.commit(transaction).await;
         if self.lose_answers.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("the answer was lost".into()));
         }
         outcome
     }
-    async fn watch(
-        &self,
-        prefix: &str,
-        from: Revision,
-    ) -> Result<BoxStream<'static, Result<WatchEvent, StoreError>>, StoreError> {
-        self.inner.watch(prefix, from).await
-    }
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        self.inner.grant_lease(ttl).await
-    }
-    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.inner.keep_alive(lease).await
-    }
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.inner.revoke_lease(lease).await
-    }
-    async fn compact(&self, before: Revision) -> Result<(), StoreError> {
-        self.inner.compact(before).await
-    }
 }
 
 struct Ground {
-    store: Arc<Watched>,
+    store: Arc<Between<Watched>>,
     prover: ProverHandle,
     shutdown: CancellationToken,
     task: tokio::task::JoinHandle<()>,
@@ -73,7 +47,7 @@ impl Ground {
     fn new() -> Ground {
         let dir = tempfile::tempdir().expect("dir");
         let inner = Embedded::open(&dir.path().join("store.redb"), Clock::system()).expect("store");
-        let store = Arc::new(Watched { inner, commits: AtomicUsize::new(0), lose_answers: AtomicBool::new(false) });
+        let store = Arc::new(Between::new(inner, Watched::default()));
         let (prover, handle) = Prover::new(store.clone(), "c1".into(), Duration::from_secs(600));
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(prover.run(shutdown.clone()));

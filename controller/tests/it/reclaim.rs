@@ -10,18 +10,16 @@ use devfleet_controller::logs::JobLogs;
 use devfleet_controller::reclaim::{Reclaim, Seen};
 use devfleet_controller::store::records::live::{self, Live};
 use devfleet_controller::store::records::{key, put};
-use devfleet_controller::store::{
-    Commit, Entry, LeaseId, Revision, SharedStore, Snapshot, Store, StoreError, Transaction, WatchEvent,
-};
+use devfleet_controller::store::{Commit, Entry, SharedStore, StoreError, Transaction};
 use devfleet_controller::view::View;
 use devfleet_shared::attempt::{AttemptResult, Phase, Step};
 use devfleet_shared::clock::{Clock, Timestamp};
 use devfleet_shared::id::{AttemptId, HostId};
 use devfleet_shared::job::JobPhase;
-use futures_util::stream::BoxStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::jobs::{Bench, joined, publication, term};
+use crate::support::between::{Between, Meddling};
 
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -146,9 +144,8 @@ async fn when_most_hosts_are_silent_at_once_no_job_is_taken() {
     ground.end().await;
 }
 
-/// A store where something happens the moment after an owner was read.
+/// What happens the moment after an owner was read.
 struct Meanwhile {
-    inner: SharedStore,
     term: devfleet_controller::leader::Term,
     jobs: Arc<Jobs>,
     claim: Claim,
@@ -157,9 +154,9 @@ struct Meanwhile {
 }
 
 #[async_trait]
-impl Store for Meanwhile {
-    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
-        let read = self.inner.get(key).await;
+impl Meddling for Meanwhile {
+    async fn get(&self, inner: &SharedStore, key: &str) -> Result<Option<Entry>, StoreError> {
+        let read = inner.get(key).await;
         let next = if key == key::owner(&self.claim.job) { self.next.lock().expect("no panic").take() } else { None };
         if let Some(host) = next {
             let taken = self.jobs.reclaim(&self.term, &self.claim, 3).await.expect("asked");
@@ -169,31 +166,6 @@ impl Store for Meanwhile {
         }
         read
     }
-    async fn range(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        self.inner.range(prefix).await
-    }
-    async fn commit(&self, transaction: Transaction) -> Result<Commit, StoreError> {
-        self.inner.commit(transaction).await
-    }
-    async fn watch(
-        &self,
-        prefix: &str,
-        from: Revision,
-    ) -> Result<BoxStream<'static, Result<WatchEvent, StoreError>>, StoreError> {
-        self.inner.watch(prefix, from).await
-    }
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        self.inner.grant_lease(ttl).await
-    }
-    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.inner.keep_alive(lease).await
-    }
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.inner.revoke_lease(lease).await
-    }
-    async fn compact(&self, before: Revision) -> Result<(), StoreError> {
-        self.inner.compact(before).await
-    }
 }
 
 /// Jobs whose owner changes right after it was read first.
@@ -201,13 +173,9 @@ async fn raced(bench: &Bench) -> (Arc<Jobs>, Claim) {
     let job = bench.queued().await;
     let claim = bench.assigned(&job).await;
     let next = joined(&bench.store).await;
-    let store = Meanwhile {
-        inner: bench.store.clone(),
-        term: term(),
-        jobs: bench.jobs.clone(),
-        claim: claim.clone(),
-        next: std::sync::Mutex::new(Some(next)),
-    };
+    let (jobs, next) = (bench.jobs.clone(), std::sync::Mutex::new(Some(next)));
+    let meanwhile = Meanwhile { term: term(), jobs, claim: claim.clone(), next };
+    let store = Between::new(bench.store.clone(), meanwhile);
     (Jobs::new(Arc::new(store), Clock::fixed(Timestamp(1_000_000))), claim)
 }
 

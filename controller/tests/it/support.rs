@@ -1,6 +1,7 @@
 //! What the integration tests stand on: other people's services, spoken for by programs of our own.
 
 pub(crate) mod anthropic;
+pub(crate) mod between;
 pub(crate) mod certificates;
 pub(crate) mod engine;
 pub(crate) mod etcd;

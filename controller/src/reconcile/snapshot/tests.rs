@@ -77,21 +77,8 @@ impl World {
     }
 
     async fn job(&self, Job { phase, owner }: Job<'_>) -> JobId {
-        let id = JobId::random();
-        let spec = JobSpec {
-            id: id.clone(),
-            project: "app".parse().expect("a name"),
-            title: "mend it".into(),
-            task: "mend it".into(),
-            plan: String::new(),
-            agent: "fix".parse().expect("a name"),
-            base: None,
-            hold: Duration::ZERO,
-            issue: None,
-            submitted_by: "ada".into(),
-            submitted: NOW,
-            priority: 7,
-        };
+        let spec = JobSpec { priority: 7, ..JobSpec::sample(NOW) };
+        let id = spec.id.clone();
         let mut state = JobState::submitted(NOW);
         state.phase = phase;
         state.resources = Resources { cpu_millis: 500, memory_bytes: 100, slots: 1, ..Resources::default() };
