@@ -99,10 +99,11 @@ impl LeadOnly for Reconciler {
         loop {
             // Looking costs more the larger the fleet is, and everything wakes it: as much time is left to all else.
             let took = self.tick(&term, &mut course).await.min(INTERVAL);
-            tokio::select! {
-                () = shutdown.cancelled() => break,
-                () = tokio::time::sleep(took), if took >= SHORT => {}
-                () = std::future::ready(()), if took < SHORT => {}
+            if took >= SHORT {
+                tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    () = tokio::time::sleep(took) => {}
+                }
             }
             tokio::select! {
                 () = shutdown.cancelled() => break,

@@ -24,6 +24,11 @@ pub(crate) fn key(number: usize) -> String {
     format!("job-{number}")
 }
 
+/// The task of each job, longer than what is written besides.
+pub(crate) fn task() -> String {
+    "Fix it. ".repeat(3_000)
+}
+
 impl People {
     /// Submits a job, for as long as it takes.
     pub(crate) async fn submit(self: Arc<Self>, number: usize, at: Duration) {
@@ -34,7 +39,7 @@ impl People {
             let key = key(number);
             let wanted = SubmitRequest {
                 project: "web".into(),
-                task: "Fix it".into(),
+                task: task(),
                 title: key.clone(),
                 idempotency_key: key.clone(),
                 ..SubmitRequest::default()
