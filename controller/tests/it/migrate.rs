@@ -2,17 +2,21 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use devfleet_controller::config::Config;
 use devfleet_controller::server::{self, StartError};
 use devfleet_controller::store::embedded::Embedded;
+use devfleet_controller::store::migrate::{MigrateError, migrate};
 use devfleet_controller::store::records::fleet::moving_key;
-use devfleet_controller::store::{Change, Entry, SharedStore, Transaction};
+use devfleet_controller::store::{Change, Commit, Entry, SharedStore, StoreError, Transaction};
 use devfleet_shared::clock::Clock;
 use tokio::process::Command;
 
+use crate::support::between::{Between, Meddling};
 use crate::support::etcd::Cluster;
 use crate::support::looking;
 
@@ -134,4 +138,33 @@ async fn a_move_that_was_killed_lets_no_controller_start_and_is_repeated_to_its_
     let keys: Vec<String> = entries(&to).await.into_iter().map(|entry| entry.key).collect();
     assert_eq!(keys.len(), 401, "all of the source and nothing else");
     assert!(!keys.contains(&moving_key()) && !keys.iter().any(|key| key.ends_with("/gone")));
+}
+
+/// Another copy takes the target right before this one writes its first record.
+#[derive(Default)]
+struct Another(AtomicBool);
+
+#[async_trait]
+impl Meddling for Another {
+    async fn commit(&self, inner: &SharedStore, transaction: Transaction) -> Result<Commit, StoreError> {
+        let writes = |change: &Change| matches!(change, Change::Put { key, .. } if key.contains("/projects/"));
+        if transaction.then.iter().any(writes) && !self.0.swap(true, Ordering::SeqCst) {
+            let mark = Change::Put { key: moving_key(), value: b"another".to_vec(), lease: None };
+            inner.commit(Transaction { when: Vec::new(), then: vec![mark] }).await?;
+        }
+        inner.commit(transaction).await
+    }
+}
+
+#[tokio::test]
+async fn of_two_moves_into_one_target_the_one_that_lost_its_mark_writes_nothing_more() {
+    let dir = tempfile::tempdir().expect("dir");
+    let open = |name: &str| -> SharedStore { Embedded::open(&dir.path().join(name), Clock::system()).expect("open") };
+    let (from, target) = (open("from"), open("to"));
+    fill(&from, 3).await;
+    let to: SharedStore = Arc::new(Between::new(target.clone(), Another::default()));
+    let raced = migrate(&from, &to).await.expect_err("another one moves");
+    assert!(matches!(raced, MigrateError::Raced), "{raced:?}");
+    let keys: Vec<String> = entries(&target).await.into_iter().map(|entry| entry.key).collect();
+    assert_eq!(keys, [moving_key()], "the other's mark stands, and nothing of this one");
 }

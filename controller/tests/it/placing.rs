@@ -3,9 +3,9 @@
 use devfleet_controller::hosts::Hosts;
 use devfleet_controller::jobs::{Claim, Placement};
 use devfleet_controller::leader::Term;
-use devfleet_controller::store::Revision;
 use devfleet_controller::store::records::hosts::Wish;
-use devfleet_controller::store::records::{HostRecord, key};
+use devfleet_controller::store::records::{HostRecord, Owner, key, put};
+use devfleet_controller::store::{Revision, Transaction};
 use devfleet_controller::view::View;
 use devfleet_shared::clock::Clock;
 use devfleet_shared::id::{AttemptId, Fence, HostId, JobId};
@@ -90,6 +90,19 @@ async fn a_job_that_another_took_since_it_was_seen_stays_its_own() {
     let placed = lot.bench.jobs.place(&term(), &placements).await;
     assert_eq!(placed.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true, true]);
     assert!(lot.bench.jobs.owned(&other).await.expect("an answer").is_some());
+}
+
+#[tokio::test]
+async fn an_owner_that_nobody_saw_lets_no_job_be_placed_on_what_was_seen() {
+    let lot = Lot::new(2, 1).await;
+    let placements = lot.seen().await;
+    let stray = Owner { host: lot.hosts[0].clone(), attempt: AttemptId::random() };
+    let then = vec![put(key::owner(&lot.jobs[0]), &stray).expect("a record")];
+    lot.bench.store.commit(Transaction { when: Vec::new(), then }).await.expect("written");
+    let placed = lot.bench.jobs.place(&term(), &placements).await;
+    let [Some(first), Some(second)] = placed[..] else { panic!("{placed:?}") };
+    assert_ne!(first, second, "each alone, on what the store says now");
+    assert!(lot.owns(&placements[0], first).await && lot.owns(&placements[1], second).await);
 }
 
 #[tokio::test]
