@@ -5,16 +5,18 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use devfleet_host::engine::ContainerState;
 use devfleet_host::engine::memory::Script;
+use devfleet_host::engine::{ContainerSpec, ContainerState, ObjectKind, ObjectRef, label};
 use devfleet_host::freeze::watchdog::{Watch, keep};
 use devfleet_host::freeze::{Deadlines, Proofs};
+use devfleet_host::ledger::{Entry, Ledger};
+use devfleet_shared::attempt::AttemptResult;
 use devfleet_shared::clock::Clock;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine_contract::{BASE, Bench, check, docker_address};
-use crate::world::until_real;
+use crate::world::{World, until_real};
 
 fn start(bench: &Bench, dir: &Path) -> Child {
     Command::new(env!("CARGO_BIN_EXE_devfleet-host"))
@@ -73,6 +75,38 @@ async fn what_is_proven_no_more_is_frozen_cut_and_killed_without_a_daemon() {
         assert!(left.expect("a status").success());
         let note = std::fs::read_to_string(dir.path().join(format!("frozen/{}.json", spec.name))).expect("a note");
         assert!(note.contains(&network.name), "it was cut: {note}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_has_its_result_is_not_frozen_with_the_rest() {
+    check(Bench::docker(&[BASE]).await, async |bench| {
+        let dir = tempfile::tempdir().expect("dir");
+        let over = World::new().assignment;
+        let ledger = Ledger::create(&dir.path().join("ledger"), Clock::system(), &over).expect("a ledger");
+        ledger.append(Entry::Result(AttemptResult::NoChange)).expect("written");
+        let mut done = bench.container("done", "sleep 600", Script::runs());
+        done.labels.insert(label::ATTEMPT.into(), over.attempt.to_string());
+        let works = bench.container("works", "sleep 600", Script::runs());
+        for spec in [&done, &works] {
+            bench.run(spec).await;
+        }
+        // Nothing here was ever proven.
+        let _watchdog = start(&bench, dir.path());
+        let state = async |spec: &ContainerSpec| bench.engine.state(&spec.name).await.expect("an answer");
+        let paused = async |spec: &ContainerSpec| {
+            let found = bench.engine.containers(&spec.labels).await.expect("a list");
+            found.iter().any(|found| found.paused)
+        };
+        until_real("the other is paused", async || paused(&works).await).await;
+        assert!(!paused(&done).await, "its environment is being cleared away, which takes no leave");
+        assert!(matches!(state(&done).await, Some(ContainerState::Running { .. })));
+        bench
+            .engine
+            .remove(&ObjectRef { kind: ObjectKind::Container, name: done.name.clone() })
+            .await
+            .expect("removed");
     })
     .await;
 }

@@ -194,6 +194,24 @@ async fn a_transaction_that_never_arrived_is_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_arrives_after_it_was_given_up_does_nothing() {
+    let cluster = Cluster::start(1);
+    let (proxy, store) = behind_a_proxy(&cluster).await;
+    write(&store, "late/warm", "").await;
+    let other = cluster.store(0, "b").await;
+    write(&other, "late/a", "another's").await;
+    proxy.lose(Loses::Time);
+    let wanted =
+        || Transaction { when: vec![Compare::Modified("late/a".into(), 0)], then: vec![put("late/a", "a ghost")] };
+    assert_eq!(store.commit(wanted()).await.expect("an answer"), Commit::Conflict, "its caller is told, and goes on");
+    // Now its condition would hold.
+    let then = vec![Change::Delete("late/a".into())];
+    other.commit(Transaction { when: Vec::new(), then }).await.expect("deleted");
+    proxy.let_go().await;
+    assert_eq!(other.get("late/a").await.expect("an answer"), None, "it was told to have failed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_that_lags_behind_a_compaction_is_told() {
     let cluster = Cluster::start(1);
     let (proxy, store) = behind_a_proxy(&cluster).await;
