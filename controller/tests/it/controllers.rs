@@ -76,6 +76,13 @@ fn url(controller: &Running) -> String {
     format!("https://localhost:{}", controller.address.port())
 }
 
+/// Has a host join at this controller.
+async fn joined(dir: &Path, at: &Running) -> HostIdentity {
+    let terms = JoinTerms::once(Duration::from_secs(600));
+    let (join, _) = at.tokens.create_join(&terms, &at.authority.fingerprint()).await.expect("token");
+    HostIdentity::join(&dir.join("host"), &url(at), &join, "host-1").await.expect("joined")
+}
+
 /// A channel without a certificate, as people have.
 fn plain(controller: &Running) -> Channel {
     let trust = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(controller.authority.certificate_pem()));
@@ -125,10 +132,7 @@ async fn hosts_and_people_may_come_to_any_controller() {
     leader_of(&store).await;
     let other = start(&config(dir.path(), "b", "ca", &cluster)).await;
     let (_, operator) = other.tokens.create("test", Role::Operator, None).await.expect("token");
-    let terms = JoinTerms::once(Duration::from_secs(600));
-    let (join, _) = other.tokens.create_join(&terms, &other.authority.fingerprint()).await.expect("token");
-    let identity =
-        HostIdentity::join(&dir.path().join("host"), &url(&other), &join, "host-1").await.expect("it joins anywhere");
+    let identity = joined(dir.path(), &other).await;
 
     let (_up, mut down) = welcomed(&identity, &other).await;
     assert_eq!(connected(&leader, &operator).await, ["host-1"], "the session is the leader's");
@@ -158,10 +162,7 @@ async fn a_log_stream_ends_with_the_term_of_who_takes_it_though_that_controller_
     let store = cluster.store(0, "test").await;
     let controller = start(&config(dir.path(), "a", "ca", &cluster)).await;
     leader_of(&store).await;
-    let terms = JoinTerms::once(Duration::from_secs(600));
-    let (join, _) = controller.tokens.create_join(&terms, &controller.authority.fingerprint()).await.expect("token");
-    let identity =
-        HostIdentity::join(&dir.path().join("host"), &url(&controller), &join, "host-1").await.expect("joined");
+    let identity = joined(dir.path(), &controller).await;
     // Welcomed, so that the controller leads and knows the host.
     let _session = welcomed(&identity, &controller).await;
     let (_chunks, queue) = mpsc::channel::<v1::LogChunk>(1);
@@ -182,9 +183,7 @@ async fn a_host_with_a_list_of_controllers_goes_to_the_next_when_its_own_dies_an
     leader_of(&store).await;
     let second = start(&config(dir.path(), "b", "ca", &cluster)).await;
     let (_, operator) = first.tokens.create("test", Role::Operator, None).await.expect("token");
-    let terms = JoinTerms::once(Duration::from_secs(600));
-    let (join, _) = first.tokens.create_join(&terms, &first.authority.fingerprint()).await.expect("token");
-    let identity = HostIdentity::join(&dir.path().join("host"), &url(&first), &join, "host-1").await.expect("joined");
+    let identity = joined(dir.path(), &first).await;
     let endpoints = Arc::new(Endpoints::new(vec![url(&first), url(&second)]).expect("some"));
 
     let (_up, mut down) = welcomed_by(|| identity.channel_to(Arc::clone(&endpoints)).expect("channel")).await;
